@@ -1,0 +1,168 @@
+#include "autograd/engine.h"
+
+#include <map>
+
+#include "autograd/grad_mode.h"
+#include "autograd/node.h"
+
+namespace elwise {
+namespace {
+
+/// Adds `gradient` to `sum`. A buffer that nobody else holds is added to in place.
+void add_gradient(Tensor& sum, Tensor gradient) {
+  if (!sum.defined()) {
+    sum = std::move(gradient);
+    return;
+  }
+  if (!sum.is_unique()) {
+    Tensor copy = empty(sum.shape(), sum.options());
+    copy.copy_from(sum);
+    sum = std::move(copy);
+  }
+  accumulate(sum, gradient);
+}
+
+/// Adds to a leaf's grad(), whose buffer is counted under `gradients`.
+void add_to_leaf(const Tensor& leaf, Tensor gradient) {
+  Tensor& sum = leaf.autograd_state()->grad;
+  if (sum.defined()) {
+    accumulate(sum, gradient);  // in place even where it is shared: whoever holds grad() sees the sum
+    return;
+  }
+  if (!gradient.is_unique()) {  // the buffer is another gradient too
+    Tensor copy = empty(gradient.shape(), gradient.options());
+    copy.copy_from(gradient);
+    gradient = std::move(copy);
+  }
+  gradient.storage()->set_tag(MemoryTag::gradients);
+  sum = std::move(gradient);
+}
+
+/// One run of backward: gradients wait at their nodes, and the node made last goes first, so that all its
+/// gradients are there.
+class BackwardRun {
+ public:
+  void deliver(const Edge& edge, Tensor gradient, const char* op) {
+    ELWISE_CHECK(gradient.shape() == edge.shape && gradient.dtype() == edge.dtype, op,
+                 " backward: expected a gradient of ", edge.shape, " ", edge.dtype, ", got ",
+                 gradient.shape(), " ", gradient.dtype());
+    if (edge.node != nullptr) {
+      Waiting& waiting = nodes_[edge.node->sequence()];
+      if (waiting.node == nullptr) {
+        waiting.node = edge.node;
+        waiting.gradients.resize(static_cast<size_t>(edge.node->outputs()));
+      }
+      add_gradient(waiting.gradients[static_cast<size_t>(edge.output)], std::move(gradient));
+    } else if (edge.leaf.autograd_state()->hooks.empty()) {
+      add_to_leaf(edge.leaf, std::move(gradient));
+    } else {
+      for (auto& [leaf, sum] : hooked_leaves_) {
+        if (leaf.is_same(edge.leaf)) return add_gradient(sum, std::move(gradient));
+      }
+      hooked_leaves_.emplace_back(edge.leaf, std::move(gradient));
+    }
+  }
+
+  void run() {
+    while (!nodes_.empty()) {
+      auto last = nodes_.extract(std::prev(nodes_.end()));
+      const std::shared_ptr<Node> node = std::move(last.mapped().node);
+      std::vector<Tensor> results = node->run(std::move(last.mapped().gradients));
+      for (size_t i = 0; i < results.size(); ++i) {
+        const Edge& edge = node->edges()[i];
+        if (edge.defined() && results[i].defined()) deliver(edge, std::move(results[i]), node->op());
+      }
+    }
+    for (auto& [leaf, gradient] : hooked_leaves_) {
+      add_to_leaf(leaf, run_hooks(leaf.autograd_state()->hooks, std::move(gradient)));
+    }
+  }
+
+ private:
+  struct Waiting {
+    std::shared_ptr<Node> node;
+    std::vector<Tensor> gradients;
+  };
+  std::map<uint64_t, Waiting> nodes_;  // by sequence number
+  std::vector<std::pair<Tensor, Tensor>> hooked_leaves_;
+};
+
+AutogradState& state_of(const Tensor& tensor) {
+  std::shared_ptr<AutogradState>& state = tensor.autograd_state();
+  if (state == nullptr) state = std::make_shared<AutogradState>();
+  return *state;
+}
+
+}  // namespace
+
+void backward(const std::vector<Tensor>& outputs, const std::vector<Tensor>& gradients) {
+  ELWISE_CHECK(outputs.size() == gradients.size(), "backward: expected one gradient for each of ",
+               outputs.size(), " outputs, got ", gradients.size());
+  const NoGradGuard no_grad;
+  BackwardRun run;
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const Tensor& output = outputs[i];
+    ELWISE_CHECK(
+        output.defined() && output.requires_grad(),
+        "backward: expected an output that requires its gradient; it was computed from no leaf that does, or "
+        "under NoGradGuard, or it is itself a gradient (which cannot be differentiated again)");
+    Tensor gradient = gradients[i];
+    if (!gradient.defined()) {
+      ELWISE_CHECK(output.count() == 1, "backward: expected a one-element output or a gradient for it, got ",
+                   output.shape());
+      gradient = ones_like(output);
+    }
+    ELWISE_CHECK(gradient.shape() == output.shape() && gradient.dtype() == output.dtype(),
+                 "backward: expected a gradient of ", output.shape(), " ", output.dtype(), ", got ",
+                 gradient.shape(), " ", gradient.dtype());
+    const AutogradState& state = state_of(output);
+    const Edge edge{.node = state.node,
+                    .output = state.output,
+                    .leaf = state.node == nullptr ? output : Tensor(),
+                    .shape = output.shape(),
+                    .dtype = output.dtype()};
+    run.deliver(edge, gradient.detach(), "backward");
+  }
+  run.run();
+}
+
+bool Tensor::requires_grad() const {
+  const std::shared_ptr<AutogradState>& state = autograd_state();
+  return state != nullptr && (state->node != nullptr || state->leaf_requires_grad);
+}
+
+Tensor& Tensor::set_requires_grad(bool value) {
+  AutogradState& state = state_of(*this);
+  ELWISE_CHECK(state.node == nullptr,
+               "set_requires_grad: expected a leaf, got the result of a recorded op; use detach()");
+  ELWISE_CHECK(!value || is_floating(dtype()), "set_requires_grad: expected a floating dtype, got ", dtype());
+  state.leaf_requires_grad = value;
+  return *this;
+}
+
+Tensor Tensor::grad() const {
+  return autograd_state() == nullptr ? Tensor() : autograd_state()->grad;
+}
+
+void Tensor::set_grad(Tensor gradient) const {
+  ELWISE_CHECK(!gradient.defined() || (gradient.shape() == shape() && gradient.dtype() == dtype()),
+               "set_grad: expected ", shape(), " ", dtype(), ", got ", gradient.shape(), " ",
+               gradient.dtype());
+  state_of(*this).grad = std::move(gradient);
+}
+
+void Tensor::backward(const Tensor& gradient) const {
+  elwise::backward({*this}, {gradient});
+}
+
+void Tensor::register_hook(std::function<Tensor(const Tensor&)> hook) const {
+  ELWISE_CHECK(requires_grad(), "register_hook: expected a tensor that requires its gradient");
+  AutogradState& state = state_of(*this);
+  if (state.node != nullptr) {
+    state.node->add_hook(state.output, std::move(hook));
+  } else {
+    state.hooks.push_back(std::move(hook));
+  }
+}
+
+}  // namespace elwise

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <ostream>
+#include <string>
+#include <string_view>
+
+#include "core/error.h"
+
+namespace elwise {
+
+/// Where a tensor lives. `meta` tensors have a shape and count bytes, but hold no memory and run no kernel.
+enum class DeviceType : uint8_t { cpu, cuda, meta };
+
+struct Device {
+  DeviceType type = DeviceType::cpu;
+  int index = 0;  // which GPU, for cuda
+
+  bool operator==(const Device&) const = default;
+};
+
+inline constexpr Device kCpu{DeviceType::cpu, 0};
+inline constexpr Device kMeta{DeviceType::meta, 0};
+
+inline std::ostream& operator<<(std::ostream& out, Device device) {
+  switch (device.type) {
+    case DeviceType::cpu:
+      return out << "cpu";
+    case DeviceType::cuda:
+      return out << "cuda:" << device.index;
+    case DeviceType::meta:
+      return out << "meta";
+  }
+  return out;
+}
+
+/// "cpu", "meta", "cuda" (index 0) or "cuda:N". Throws Error for anything else.
+Device parse_device(std::string_view name);
+
+/// True in a library built with -DELWISE_CUDA=ON.
+#ifdef ELWISE_BUILT_WITH_CUDA
+inline constexpr bool kBuiltWithCuda = true;
+#else
+inline constexpr bool kBuiltWithCuda = false;
+#endif
+
+}  // namespace elwise

@@ -1,0 +1,148 @@
+#pragma once
+
+#include <filesystem>
+#include <optional>
+
+#include "nn/checkpoint.h"
+#include "nn/embedding.h"
+#include "nn/encoder.h"
+
+namespace elwise::models {
+
+/// BERT (Devlin et al., arXiv 1810.04805) with any attention mechanism. The defaults are BERT-base's.
+struct BertConfig {
+  int64_t vocabulary = 30522;
+  int64_t hidden = 768;
+  int64_t layers = 12;
+  int64_t heads = 12;
+  int64_t intermediate = 3072;
+  int64_t positions = 512;  // the longest sequence
+  bool sinusoidal = false;  // fixed positions without parameters, in place of the learned table
+  int64_t token_types = 2;
+  double dropout = 0.1;            // of embeddings and block outputs, while training
+  double attention_dropout = 0.1;  // of SA's weights, while training
+  double eps = 1e-12;
+  double initializer_deviation = 0.02;
+  nn::NormPlacement norm = nn::NormPlacement::post;
+  nn::Mechanism attention = {};  // SA
+  bool causal = false;
+  TensorOptions options = {};
+
+  /// The same model with at least `length` positions; above 8192 they are sinusoidal.
+  BertConfig for_length(int64_t length) const;
+};
+
+/// A batch of tokens. All [batch, length].
+struct BertInput {
+  Tensor tokens;       // i64 in [0, vocabulary)
+  Tensor token_types;  // i64 in [0, token_types); undefined: all 0
+  Tensor key_mask;     // bool, true = visible; undefined: all are
+};
+
+/// Embeddings, encoder and pooler; 109,482,240 parameters at the default size. Parameter names are those of
+/// Hugging Face's bert-base-uncased, without the leading "bert.".
+class Bert : public nn::Module {
+ public:
+  /// Throws Error for sizes that are not positive or heads that do not divide hidden.
+  explicit Bert(const BertConfig& config);
+
+  /// The last layer's hidden states [batch, length, hidden]. `hidden_states`, if given, receives the
+  /// embedding output and each layer's. With `checkpoint_layers`, activations inside a layer are recomputed
+  /// in backward. Throws Error for more tokens than positions.
+  Tensor forward(const BertInput& input, bool checkpoint_layers = false,
+                 std::vector<Tensor>* hidden_states = nullptr) const;
+
+  /// tanh(dense(the first token's hidden state)): [batch, hidden].
+  Tensor pool(const Tensor& hidden) const;
+
+  const BertConfig& config() const { return config_; }
+  /// The token table [vocabulary, hidden], which the masked-language-model head shares.
+  const Tensor& token_table() const { return embeddings_.words.weight(); }
+
+ private:
+  struct Embeddings : Module {
+    explicit Embeddings(const BertConfig& config);
+    nn::Embedding words;
+    std::optional<nn::Embedding> positions;  // absent with sinusoidal positions
+    Tensor fixed_positions;                  // [positions, hidden], with them
+    const Tensor& position_table() const { return positions ? positions->weight() : fixed_positions; }
+    nn::Embedding types;
+    nn::LayerNorm norm;
+    nn::Dropout dropout;
+  };
+  struct Pooler : Module {
+    explicit Pooler(const BertConfig& config);
+    nn::Linear dense;
+  };
+
+  Tensor embed(const BertInput& input) const;
+
+  BertConfig config_;
+  Embeddings embeddings_;
+  nn::Encoder encoder_;
+  Pooler pooler_;
+};
+
+/// Scores every token of the vocabulary for chosen positions: dense, GELU, LayerNorm, the token table
+/// transposed, a bias.
+class MaskedLmHead : public nn::Module {
+ public:
+  explicit MaskedLmHead(const BertConfig& config);
+
+  /// hidden [n, hidden], token_table [vocabulary, hidden] -> logits [n, vocabulary].
+  Tensor forward(const Tensor& hidden, const Tensor& token_table) const;
+
+ private:
+  struct Transform : Module {
+    explicit Transform(const BertConfig& config);
+    nn::Linear dense;
+    nn::LayerNorm norm;
+  };
+  struct Predictions : Module {
+    explicit Predictions(const BertConfig& config);
+    Transform transform;
+    Tensor bias;
+  };
+  Predictions predictions_;
+};
+
+/// BERT with the masked-language-model head ("bert." and "cls.predictions.").
+class BertForMaskedLm : public nn::Module {
+ public:
+  explicit BertForMaskedLm(const BertConfig& config);
+
+  /// Mean cross entropy at the masked positions only. masked: i64 [n], indices into the flattened [batch *
+  /// length]; labels: i64 [n], the tokens that stood there.
+  Tensor loss(const BertInput& input, const Tensor& masked, const Tensor& labels,
+              bool checkpoint_layers = false) const;
+
+  const Bert& bert() const { return bert_; }
+
+ private:
+  Bert bert_;
+  MaskedLmHead head_;
+};
+
+/// BERT with dropout and a linear classifier on the pooled first token ("bert." and "classifier.").
+class BertForSequenceClassification : public nn::Module {
+ public:
+  BertForSequenceClassification(const BertConfig& config, int64_t classes);
+
+  /// Logits [batch, classes].
+  Tensor forward(const BertInput& input) const;
+
+ private:
+  Bert bert_;
+  nn::Dropout dropout_;
+  nn::Linear classifier_;
+};
+
+/// Number of masked positions of a batch: round(0.15 batch length), at least 1.
+int64_t masked_positions(int64_t batch, int64_t length);
+
+/// Loads a Hugging Face BERT safetensors file into a model that holds a Bert as "bert" (or into a Bert).
+/// Older names (gamma, beta) and files without the leading "bert." are understood. What did not match is
+/// reported, not an error: heads differ.
+nn::LoadReport load_bert(const std::filesystem::path& path, const nn::Module& model);
+
+}  // namespace elwise::models

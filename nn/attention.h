@@ -1,0 +1,52 @@
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "nn/linear.h"
+
+namespace elwise::nn {
+
+/// An attention mechanism, by the string that chooses it.
+struct Mechanism {
+  enum class Kind : uint8_t { sa, ea, ea_series, ea_series_composed, none };
+  Kind kind = Kind::sa;
+  int order = 0;  // of an EA-series
+
+  /// "sa" (softmax), "ea" (full element-wise), "ea-N" (EA-series of even order N in 0 .. 16),
+  /// "ea-series-composed-N" (the same from public ops), "none" (the value projection alone: a control).
+  /// Throws Error that lists them for any other.
+  static Mechanism parse(const std::string& name);
+  /// The string that parse() takes.
+  std::string name() const;
+
+  bool operator==(const Mechanism&) const = default;
+};
+
+struct AttentionConfig {
+  Mechanism mechanism = {};
+  int64_t hidden = 768;
+  int64_t heads = 12;  // of SA; must divide hidden
+  bool causal = false;
+  double dropout = 0;  // of SA's weights while training; element-wise attention has none
+  TensorOptions options = {};
+};
+
+/// Self-attention: the query, key and value projections and a mechanism between them. What mixes its result
+/// (the output projection) is the encoder layer's.
+class SelfAttention : public Module {
+ public:
+  /// Throws Error unless heads divides hidden.
+  explicit SelfAttention(const AttentionConfig& config);
+
+  /// x [batch, length, hidden], key_mask bool [batch, length] (true = visible) or undefined -> x's shape.
+  Tensor forward(const Tensor& x, const Tensor& key_mask = {}) const;
+
+ private:
+  AttentionConfig config_;
+  std::optional<Linear> query_;  // with any mechanism but `none`
+  std::optional<Linear> key_;
+  Linear value_;
+};
+
+}  // namespace elwise::nn

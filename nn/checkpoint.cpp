@@ -1,0 +1,119 @@
+#include "nn/checkpoint.h"
+
+#include <nlohmann/json.hpp>
+
+#include "core/file.h"
+#include "core/safetensors.h"
+#include "ops/elementwise.h"
+
+namespace elwise::nn {
+namespace {
+
+constexpr const char* kIndexFile = "checkpoint.json";
+constexpr const char* kModelPrefix = "model.";
+constexpr const char* kOptimizerPrefix = "optimizer.";
+
+std::map<std::string, Tensor> parameter_map(const Module& module) {
+  std::map<std::string, Tensor> result;
+  for (const auto& [name, parameter] : module.named_parameters()) result.emplace(name, parameter.detach());
+  return result;
+}
+
+/// The entries whose name starts with `prefix`, under the rest of their name.
+std::map<std::string, Tensor> with_prefix(const std::map<std::string, Tensor>& tensors,
+                                          const std::string& prefix) {
+  std::map<std::string, Tensor> result;
+  for (const auto& [name, tensor] : tensors) {
+    if (name.starts_with(prefix)) result.emplace(name.substr(prefix.size()), tensor);
+  }
+  return result;
+}
+
+}  // namespace
+
+LoadReport load_parameters(const Module& module, const std::map<std::string, Tensor>& tensors) {
+  LoadReport report;
+  const std::map<std::string, Tensor> parameters = parameter_map(module);
+  for (const auto& [name, tensor] : tensors) {
+    const auto found = parameters.find(name);
+    if (found == parameters.end()) {
+      report.unexpected.push_back(name);
+      continue;
+    }
+    ELWISE_CHECK(tensor.shape() == found->second.shape(), "load_parameters: expected ", name, " of shape ",
+                 found->second.shape(), ", got ", tensor.shape());
+    ELWISE_CHECK(is_floating(tensor.dtype()), "load_parameters: expected ", name,
+                 " of a floating dtype, got ", tensor.dtype());
+  }
+  for (auto& [name, parameter] : parameters) {
+    const auto found = tensors.find(name);
+    if (found == tensors.end()) {
+      report.missing.push_back(name);
+      continue;
+    }
+    const Tensor& source = found->second;
+    Tensor target = parameter;
+    target.copy_from(
+        to(source.dtype() == target.dtype() ? source : cast(source, target.dtype()), target.device()));
+  }
+  return report;
+}
+
+void save_parameters(const std::filesystem::path& path, const Module& module) {
+  save_safetensors(path, parameter_map(module));
+}
+
+void save_checkpoint(const std::filesystem::path& folder, const Module& module, const Optimizer& optimizer,
+                     const Generator& generator) {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  ELWISE_CHECK(!error, "checkpoint: cannot create ", folder.string(), ": ", error.message());
+  std::map<std::string, Tensor> tensors;
+  for (const auto& [name, tensor] : parameter_map(module)) tensors.emplace(kModelPrefix + name, tensor);
+  for (const auto& [name, tensor] : optimizer.state())
+    tensors.emplace(kOptimizerPrefix + name, tensor.detach());
+  const std::string file = "step-" + std::to_string(optimizer.steps()) + ".safetensors";
+  save_safetensors(folder / file, tensors);
+
+  const RandomStream random = generator.state();
+  const nlohmann::json index = {{"file", file},
+                                {"step", optimizer.steps()},
+                                {"learning_rate", optimizer.learning_rate()},
+                                {"random", {{"seed", random.seed}, {"offset", random.offset}}}};
+  write_file_atomically(folder / kIndexFile, index.dump(2) + "\n");
+  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("step-") && name.ends_with(".safetensors") && name != file) {
+      std::filesystem::remove(entry.path(), error);  // one left behind is only disk space
+    }
+  }
+}
+
+void load_checkpoint(const std::filesystem::path& folder, const Module& module, Optimizer& optimizer,
+                     Generator& generator) {
+  const std::filesystem::path index_path = folder / kIndexFile;
+  const nlohmann::json index =
+      nlohmann::json::parse(read_file(index_path), nullptr, /*allow_exceptions=*/false);
+  std::string file;
+  int64_t step = 0;
+  double learning_rate = 0;
+  RandomStream random;
+  try {
+    file = index.at("file").get<std::string>();
+    step = index.at("step").get<int64_t>();
+    learning_rate = index.at("learning_rate").get<double>();
+    random = {index.at("random").at("seed").get<uint64_t>(), index.at("random").at("offset").get<uint64_t>()};
+  } catch (const nlohmann::json::exception& problem) {
+    fail("checkpoint: ", index_path.string(), " is damaged: ", problem.what());
+  }
+  const std::map<std::string, Tensor> tensors = load_safetensors(folder / file);
+  const LoadReport report = load_parameters(module, with_prefix(tensors, kModelPrefix));
+  ELWISE_CHECK(report.missing.empty() && report.unexpected.empty(), "checkpoint: ", (folder / file).string(),
+               " belongs to another model: ", report.missing.size(), " parameters are missing, ",
+               report.unexpected.size(), " are unknown");
+  optimizer.load_state(with_prefix(tensors, kOptimizerPrefix), step);
+  optimizer.set_learning_rate(learning_rate);
+  generator.set_state(random);
+}
+
+}  // namespace elwise::nn

@@ -1,0 +1,81 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "nn/module.h"
+#include "ops/optimizer_step.h"
+
+namespace elwise::nn {
+
+/// Updates a module's parameters from their gradients. State is made (counted under the optimizer tag) when a
+/// parameter first has a gradient; parameters without one are left alone.
+class Optimizer {
+ public:
+  virtual ~Optimizer() = default;
+
+  /// One step with the current learning rate.
+  void step();
+  void zero_grad();
+
+  double learning_rate() const { return learning_rate_; }
+  void set_learning_rate(double rate) { learning_rate_ = rate; }
+  /// Steps done.
+  int64_t steps() const { return steps_; }
+
+  /// The state tensors by name ("<parameter>.<moment>"), to be saved. They share storage with the
+  /// optimizer's.
+  std::map<std::string, Tensor> state() const;
+  /// Restores what state() gave, and the number of steps. Throws Error for a name or shape that does not
+  /// belong, and then changes nothing.
+  void load_state(const std::map<std::string, Tensor>& state, int64_t steps);
+
+ protected:
+  /// `moments` names the state tensors of one parameter.
+  Optimizer(const Module& module, double learning_rate, std::vector<std::string> moments);
+
+  /// Updates one parameter; `state` has one tensor per moment.
+  virtual void update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state) = 0;
+
+ private:
+  struct Slot {
+    std::string name;
+    Tensor parameter;
+    std::vector<Tensor> state;  // empty until the first gradient
+  };
+  void make_state(Slot& slot) const;
+
+  double learning_rate_;
+  int64_t steps_ = 0;
+  std::vector<std::string> moments_;
+  std::vector<Slot> slots_;
+};
+
+/// Adam, AdamW or RAdam (see ops/optimizer_step.h); options.lr is the initial learning rate.
+class Adam : public Optimizer {
+ public:
+  Adam(const Module& module, AdamKind kind, const AdamOptions& options = {});
+
+ private:
+  void update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state) override;
+  AdamKind kind_;
+  AdamOptions options_;
+};
+
+/// Stochastic gradient descent; options.lr is the initial learning rate.
+class Sgd : public Optimizer {
+ public:
+  explicit Sgd(const Module& module, const SgdOptions& options = {});
+
+ private:
+  void update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state) override;
+  SgdOptions options_;
+};
+
+/// Scales the gradients of all parameters so that their joint norm is at most max_norm; returns the norm
+/// before.
+double clip_gradient_norm(const Module& module, double max_norm);
+
+}  // namespace elwise::nn

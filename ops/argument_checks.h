@@ -1,0 +1,38 @@
+#pragma once
+
+#include "core/tensor.h"
+
+namespace elwise {
+
+/// Throws Error unless `tensor` is f32 or f64: the dtypes that ops compute in.
+inline void check_floating(const char* op, const char* name, const Tensor& tensor) {
+  ELWISE_CHECK(tensor.dtype() == DType::f32 || tensor.dtype() == DType::f64, op, ": expected ", name,
+               " of dtype f32 or f64, got ", tensor.dtype());
+}
+
+/// Throws Error unless `tensor` has the dtype and device of `reference`.
+inline void check_same_kind(const char* op, const char* reference_name, const Tensor& reference,
+                            const char* name, const Tensor& tensor) {
+  ELWISE_CHECK(tensor.dtype() == reference.dtype() && tensor.device() == reference.device(), op,
+               ": expected ", name, " of ", reference.dtype(), " on ", reference.device(), " like ",
+               reference_name, ", got ", tensor.dtype(), " on ", tensor.device());
+}
+
+/// Throws Error unless `tensor` has exactly this shape.
+inline void check_shape(const char* op, const char* name, const Tensor& tensor, const Shape& shape) {
+  ELWISE_CHECK(tensor.shape() == shape, op, ": expected ", name, " of shape ", shape, ", got ",
+               tensor.shape());
+}
+
+/// An i64 index on the device of `reference`.
+inline void check_index(const char* op, const char* name, const Tensor& index, const Tensor& reference) {
+  ELWISE_CHECK(index.dtype() == DType::i64 && index.device() == reference.device(), op, ": expected ", name,
+               " of i64 on ", reference.device(), ", got ", index.dtype(), " on ", index.device());
+}
+
+/// The data of a tensor, or null for an undefined one.
+inline void* data_or_null(const Tensor& tensor) {
+  return tensor.defined() ? tensor.data() : nullptr;
+}
+
+}  // namespace elwise

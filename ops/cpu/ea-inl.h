@@ -1,0 +1,241 @@
+// What the kernels of full element-wise attention share; ops/ea_kernels.h has the mathematics.
+//
+// Lanes are channels, so nothing crosses lanes. A task owns one vector of channels and walks tiles of queries
+// and, within, tiles of keys. The visible rows of a key tile are packed side by side first: hidden keys then
+// cost nothing, and a column whose rows are a tensor row apart would share a few sets of the L1 cache. The
+// exponential bounds the speed; sums are blocked by tile.
+
+#if defined(ELWISE_OPS_CPU_EA_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ELWISE_OPS_CPU_EA_INL_H_
+#undef ELWISE_OPS_CPU_EA_INL_H_
+#else
+#define ELWISE_OPS_CPU_EA_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include "core/parallel.h"
+#include "core/simd-inl.h"
+#include "ops/cpu/row-inl.h"
+#include "ops/ea_kernels.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace elwise::cpu::HWY_NAMESPACE::ea {
+
+using namespace elwise::HWY_NAMESPACE;
+namespace hn = hwy::HWY_NAMESPACE;
+
+inline constexpr int64_t kQueryTile = 256;
+inline constexpr int64_t kKeyTile = 128;
+
+template <class T>
+using Tag = hn::ScalableTag<T>;
+template <class T>
+using Vec = hn::Vec<Tag<T>>;
+template <class T>
+inline constexpr int64_t kLanes = hn::MaxLanes(Tag<T>());
+
+/// Adjacent channels of one batch entry, at most a vector of them, down all rows.
+template <class T>
+struct Column {
+  using Lane = std::remove_const_t<T>;
+
+  T* data;
+  int64_t stride;  // elements from row to row
+  int64_t width;   // channels
+
+  HWY_INLINE Vec<Lane> load(int64_t row) const { return load_lanes(Tag<Lane>(), data + row * stride, width); }
+  HWY_INLINE void store(int64_t row, Vec<Lane> value) const {
+    store_lanes(Tag<Lane>(), value, data + row * stride, width);
+  }
+};
+
+/// Where the task is: the first channel of one vector of channels in one batch entry.
+template <class T, class Arguments>
+struct Place {
+  const Arguments& args;
+  int64_t batch;
+  int64_t channel;
+
+  HWY_INLINE Column<const T> in(const void* tensor) const { return at(static_cast<const T*>(tensor)); }
+  HWY_INLINE Column<T> out(void* tensor) const { return at(static_cast<T*>(tensor)); }
+
+  template <class P>
+  HWY_INLINE Column<P> at(P* tensor) const {
+    return {.data = tensor + batch * args.length * args.channels + channel,
+            .stride = args.channels,
+            .width = std::min(kLanes<T>, args.channels - channel)};
+  }
+  /// Keys at and beyond this row are hidden from all queries before row `query_end`.
+  HWY_INLINE int64_t key_end(int64_t query_end) const { return args.causal ? query_end : args.length; }
+};
+
+/// One vector for each of `kRows` rows, side by side.
+template <class T, int64_t kRows>
+struct Rows {
+  HWY_ALIGN T lanes[kRows * kLanes<T>];
+
+  HWY_INLINE Vec<T> get(int64_t row) const { return hn::Load(Tag<T>(), lanes + row * kLanes<T>); }
+  HWY_INLINE void set(int64_t row, Vec<T> v) { hn::Store(v, Tag<T>(), lanes + row * kLanes<T>); }
+  HWY_INLINE void fill(Vec<T> v, int64_t count) {
+    for (int64_t row = 0; row < count; ++row) set(row, v);
+  }
+};
+
+/// Walks the keys before row `end` tile by tile: while (keys.next()) ... Skips hidden keys and empty tiles.
+template <class T, class Arguments>
+class VisibleKeys {
+ public:
+  VisibleKeys(const Place<T, Arguments>& place, int64_t end)
+      : mask_(place.args.key_mask ? place.args.key_mask + place.batch * place.args.length : nullptr),
+        end_(end),
+        causal_(place.args.causal) {}
+
+  /// Moves on to the next tile with a visible key. False if there is none.
+  bool next() {
+    count_ = 0;
+    while (count_ == 0 && begin_ < end_) {
+      const int64_t tile_end = std::min(begin_ + kKeyTile, end_);
+      for (int64_t j = begin_; j < tile_end; ++j) {
+        if (!mask_ || mask_[j]) row_[count_++] = j;
+      }
+      begin_ = tile_end;
+    }
+    return count_ > 0;
+  }
+
+  /// Visible keys of this tile, and the row of each.
+  int64_t count() const { return count_; }
+  int64_t row(int64_t j) const { return row_[j]; }
+
+  /// How many of them, the first ones, the query in row `query` sees.
+  int64_t seen_by(int64_t query) const {
+    return causal_ ? std::upper_bound(row_, row_ + count_, query) - row_ : count_;
+  }
+
+  HWY_INLINE void pack(const Column<const T>& column, Rows<T, kKeyTile>& packed) const {
+    for (int64_t j = 0; j < count_; ++j) packed.set(j, column.load(row_[j]));
+  }
+
+ private:
+  const bool* mask_;
+  int64_t begin_ = 0, end_;
+  bool causal_;
+  int64_t count_ = 0;
+  int64_t row_[kKeyTile];
+};
+
+/// The closest key on either side of a query.
+template <class T>
+struct Neighbours {
+  Vec<T> below, above;
+
+  /// True where one of them lies within kEaNear of q.
+  HWY_INLINE hn::Mask<Tag<T>> near(Vec<T> q) const {
+    const auto distance = hn::Min(hn::Sub(q, below), hn::Sub(above, q));
+    return hn::Le(distance, hn::Set(Tag<T>(), T(kEaNear)));
+  }
+
+  HWY_INLINE Vec<T> nearest(Vec<T> q) const {
+    return hn::IfThenElse(hn::Le(hn::Sub(q, below), hn::Sub(above, q)), below, above);
+  }
+
+  /// Takes `count` more keys into account. Returns true, perhaps early, once all lanes are near.
+  HWY_INLINE bool search(Vec<T> q, const Rows<T, kKeyTile>& k, int64_t count) {
+    constexpr int64_t kStep = 8;
+    for (int64_t begin = 0; begin < count; begin += kStep) {
+      for (int64_t j = begin; j < std::min(begin + kStep, count); ++j) {
+        const auto key = k.get(j);
+        below = hn::IfThenElse(hn::Le(key, q), hn::Max(below, key), below);
+        above = hn::IfThenElse(hn::Ge(key, q), hn::Min(above, key), above);
+      }
+      if (hn::AllTrue(Tag<T>(), near(q))) return true;
+    }
+    return false;
+  }
+};
+
+/// The references r_i of the queries [begin, end), at most kQueryTile of them. As a rule all queries find a
+/// near key among the first few. An exact search by side, not by rounded distance, so that no exponent is
+/// positive.
+template <class T, class Arguments>
+void find_references(const Place<T, Arguments>& place, int64_t begin, int64_t end,
+                     Rows<T, kQueryTile>& reference) {
+  const Tag<T> d;
+  const auto q = place.in(place.args.q), k = place.in(place.args.k);
+  const int64_t count = end - begin;
+  Rows<T, kKeyTile> keys;
+  Rows<T, kQueryTile> above;
+  Rows<T, kQueryTile>& below = reference;
+  bool all_near[kQueryTile] = {};
+  below.fill(hn::Set(d, -std::numeric_limits<T>::infinity()), count);
+  above.fill(hn::Set(d, std::numeric_limits<T>::infinity()), count);
+
+  VisibleKeys visible(place, place.key_end(end));
+  bool more = true;
+  while (more && visible.next()) {
+    visible.pack(k, keys);
+    more = false;
+    for (int64_t i = 0; i < count; ++i) {
+      if (all_near[i]) continue;
+      Neighbours<T> neighbours{below.get(i), above.get(i)};
+      all_near[i] = neighbours.search(q.load(begin + i), keys, visible.seen_by(begin + i));
+      below.set(i, neighbours.below);
+      above.set(i, neighbours.above);
+      more |= !all_near[i];
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const Neighbours<T> neighbours{below.get(i), above.get(i)};
+    const auto query = q.load(begin + i);
+    reference.set(i, hn::IfThenElse(neighbours.near(query), query, neighbours.nearest(query)));
+  }
+}
+
+/// A query and its reference.
+template <class T>
+struct Query {
+  Vec<T> q, reference, offset;
+
+  HWY_INLINE Query(Vec<T> query, Vec<T> its_reference)
+      : q(query), reference(its_reference), offset(hn::Sub(query, its_reference)) {}
+
+  /// w = exp((q - r)^2 - (q - k)^2), from `distance` = q - k and `displacement` = k - r.
+  HWY_INLINE Vec<T> weight(Vec<T> distance, Vec<T> displacement) const {
+    return ExpNonPositive(Tag<T>(), hn::Mul(displacement, hn::Add(offset, distance)));
+  }
+};
+
+/// Lets the calling thread take numbers below the least normal one for 0, within a scope. The weights of far
+/// keys fall in that range, where arithmetic is many times slower.
+class FlushToZero {
+ public:
+#if HWY_ARCH_X86
+  FlushToZero() : saved_(_mm_getcsr()) {
+    _mm_setcsr(saved_ | kFlushResults | kFlushOperands);
+  }
+  ~FlushToZero() {
+    _mm_setcsr(saved_);
+  }
+  FlushToZero(const FlushToZero&) = delete;
+  FlushToZero& operator=(const FlushToZero&) = delete;
+
+ private:
+  static constexpr unsigned kFlushResults = 0x8000, kFlushOperands = 0x40;
+  unsigned saved_;
+#endif
+};
+
+constexpr int64_t tiles_of(int64_t size, int64_t tile) {
+  return (size + tile - 1) / tile;
+}
+
+}  // namespace elwise::cpu::HWY_NAMESPACE::ea
+HWY_AFTER_NAMESPACE();
+
+#endif

@@ -1,0 +1,368 @@
+// What the EA-series forward and backward kernels share; see ops/ea_series_kernels.h for the mathematics.
+//
+// A vector holds neighbouring channels, so nothing crosses lanes. Scale: while kappa, the running minimum of
+// |k|, is above 4 the moments carry the factor exp(kappa^2), and none once it is below: weights are at most
+// 1, sums cannot underflow (e^-16 is the worst), and the scale seldom moves. Included after
+// <hwy/foreach_target.h>, compiled once per target.
+
+#if defined(ELWISE_OPS_CPU_EA_SERIES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ELWISE_OPS_CPU_EA_SERIES_INL_H_
+#undef ELWISE_OPS_CPU_EA_SERIES_INL_H_
+#else
+#define ELWISE_OPS_CPU_EA_SERIES_INL_H_
+#endif
+
+#include <hwy/cache_control.h>
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "core/error.h"
+#include "core/parallel.h"
+#include "core/simd-inl.h"
+#include "ops/cpu/row-inl.h"
+#include "ops/ea_series_kernels.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace elwise::cpu::HWY_NAMESPACE::ea_series {
+
+namespace hn = hwy::HWY_NAMESPACE;
+using namespace elwise::HWY_NAMESPACE;
+
+template <class T>
+using Tag = hn::ScalableTag<T>;
+template <class T>
+using Vec = hn::Vec<Tag<T>>;
+template <class T>
+inline constexpr int64_t kLanes = hn::MaxLanes(Tag<T>());
+
+template <class T>
+HWY_INLINE Vec<T> constant(double value) {
+  return hn::Set(Tag<T>(), static_cast<T>(value));
+}
+
+/// The sums carry exp(reference^2). Infinite where no key was seen.
+template <class T>
+HWY_INLINE Vec<T> reference_of(Vec<T> kappa) {
+  return hn::IfThenElseZero(hn::Gt(kappa, constant<T>(4)), kappa);
+}
+
+/// exp(to^2 - from^2) for 0 <= to <= from: 0 where only `from` is infinite.
+template <class T>
+HWY_INLINE Vec<T> scale_ratio(Vec<T> to, Vec<T> from) {
+  return ExpNonPositive(Tag<T>(), hn::Mul(hn::Sub(to, from), hn::Add(to, from)));
+}
+
+/// The same, for rare cases: inlined twice, its constants would take the common case's registers.
+template <class T>
+HWY_NOINLINE Vec<T> rare_scale_ratio(Vec<T> to, Vec<T> from) {
+  return scale_ratio<T>(to, from);
+}
+
+/// step[n] = 2 x / (n + 1), so that c_n x^n is the product of the first n.
+template <class T, int kOrder>
+struct Steps {
+  Vec<T> step[kOrder + 1];
+
+  HWY_INLINE explicit Steps(Vec<T> x) {
+#pragma GCC unroll 17
+    for (int n = 0; n < kOrder; ++n) step[n] = hn::Mul(x, constant<T>(2.0 / (n + 1)));
+  }
+
+  /// sum_n c_n x^n m[n] for n = 0 .. kDegree, by Horner's rule.
+  template <int kDegree>
+  HWY_INLINE Vec<T> sum(const Vec<T>* m) const {
+    Vec<T> result = hn::Zero(Tag<T>());
+    if constexpr (kDegree >= 0) result = m[kDegree];
+#pragma GCC unroll 17
+    for (int n = kDegree - 1; n >= 0; --n) result = hn::MulAdd(result, step[n], m[n]);
+    return result;
+  }
+};
+
+/// power[n] = q^n s^(t-n), s = 1 / max(1, |q|): the factor s^t, which cancels in every quotient, keeps both
+/// polynomials in range for any q.
+template <class T, int kOrder>
+struct HomogeneousPowers {
+  Vec<T> power[kOrder + 1];
+
+  HWY_INLINE explicit HomogeneousPowers(Vec<T> q) {
+    const Vec<T> one = constant<T>(1), s = hn::Div(one, hn::Max(one, hn::Abs(q))), unit = hn::Mul(q, s);
+    power[0] = one;
+#pragma GCC unroll 17
+    for (int n = 1; n <= kOrder; ++n) power[n] = hn::Mul(power[n - 1], unit);
+    Vec<T> shrink = s;
+#pragma GCC unroll 17
+    for (int n = kOrder - 1; n >= 0; --n) {
+      power[n] = hn::Mul(power[n], shrink);
+      shrink = hn::Mul(shrink, s);
+    }
+  }
+
+  /// sum_n c_n power[n] m[n] for n = 0 .. kDegree.
+  template <int kDegree>
+  HWY_INLINE Vec<T> sum(const Vec<T>* m) const {
+    Vec<T> result = hn::Zero(Tag<T>());
+    double c = 1;
+#pragma GCC unroll 17
+    for (int n = 0; n <= kDegree; ++n) {
+      result = hn::MulAdd(hn::Mul(power[n], constant<T>(c)), m[n], result);
+      c *= 2.0 / (n + 1);
+    }
+    return result;
+  }
+};
+
+/// S_n, Z_n and kappa of the keys added so far, in the registers of one vector of channels.
+template <class T, int kOrder>
+struct Moments {
+  static constexpr int64_t kRows = 2 * kOrder + 3;
+
+  Vec<T> s[kOrder + 1];
+  Vec<T> z[kOrder + 1];
+  Vec<T> kappa;
+  Vec<T> reference;
+  Vec<T> direct_limit;  // |q| up to which Horner's rule in q stays in range
+
+  HWY_INLINE void set_kappa(Vec<T> value) {
+    kappa = value;
+    reference = reference_of<T>(kappa);
+    direct_limit = hn::Div(constant<T>(16), hn::Max(constant<T>(1), reference));
+  }
+
+  /// From rows of memory; lanes beyond the first `lanes` are 0.
+  HWY_INLINE void load(const T* from, int64_t stride, int64_t lanes) {
+    const Tag<T> d;
+#pragma GCC unroll 17
+    for (int n = 0; n <= kOrder; ++n) {
+      s[n] = load_lanes(d, from + n * stride, lanes);
+      z[n] = load_lanes(d, from + (kOrder + 1 + n) * stride, lanes);
+    }
+    set_kappa(load_lanes(d, from + (kRows - 1) * stride, lanes));
+  }
+
+  HWY_INLINE void store(T* to, int64_t stride, int64_t lanes) const {
+    const Tag<T> d;
+#pragma GCC unroll 17
+    for (int n = 0; n <= kOrder; ++n) {
+      store_lanes(d, s[n], to + n * stride, lanes);
+      store_lanes(d, z[n], to + (kOrder + 1 + n) * stride, lanes);
+    }
+    store_lanes(d, kappa, to + (kRows - 1) * stride, lanes);
+  }
+
+  HWY_INLINE void scale(Vec<T> factor) {
+#pragma GCC unroll 17
+    for (int n = 0; n <= kOrder; ++n) {
+      s[n] = hn::Mul(s[n], factor);
+      z[n] = hn::Mul(z[n], factor);
+    }
+  }
+
+  /// A carry's moments have the factor exp(kappa^2), be kappa large or small.
+  HWY_INLINE void to_carry_scale() {
+    const Vec<T> factor = Exp(Tag<T>(), hn::Mul(kappa, kappa));
+    scale(hn::IfThenElse(hn::Eq(kappa, reference), constant<T>(1), factor));
+  }
+
+  HWY_INLINE void from_carry_scale() {
+    const Vec<T> factor = ExpNonPositive(Tag<T>(), hn::Neg(hn::Mul(kappa, kappa)));
+    scale(hn::IfThenElse(hn::Eq(kappa, reference), constant<T>(1), factor));
+  }
+
+  /// No sums yet, and the kappa of `stored`, to be joined later.
+  HWY_INLINE void start_after(const T* stored) {
+#pragma GCC unroll 17
+    for (int n = 0; n <= kOrder; ++n) s[n] = z[n] = hn::Zero(Tag<T>());
+    set_kappa(hn::Load(Tag<T>(), stored + (kRows - 1) * kLanes<T>));
+  }
+
+  /// Adds what was stored before start_after. Some key must have been met.
+  HWY_INLINE void join(const T* stored) {
+    const Tag<T> d;
+    const Vec<T> before = hn::Load(d, stored + (kRows - 1) * kLanes<T>);
+    const Vec<T> factor = rare_scale_ratio<T>(reference, reference_of<T>(before));
+#pragma GCC unroll 17
+    for (int n = 0; n <= kOrder; ++n) {
+      s[n] = hn::MulAdd(hn::Load(d, stored + n * kLanes<T>), factor, s[n]);
+      z[n] = hn::MulAdd(hn::Load(d, stored + (kOrder + 1 + n) * kLanes<T>), factor, z[n]);
+    }
+  }
+
+  /// Lowers kappa to the |k| of a new key. Where that moves the reference in some lane it returns true, and
+  /// the moments have been multiplied by `factor`.
+  HWY_INLINE bool meet(Vec<T> magnitude, Vec<T>& factor) {
+    kappa = hn::Min(kappa, magnitude);
+    if (HWY_LIKELY(hn::AllFalse(Tag<T>(), hn::Lt(magnitude, reference)))) return false;
+    const Vec<T> before = reference;
+    set_kappa(kappa);
+    factor = rare_scale_ratio<T>(reference, before);
+    scale(factor);
+    return true;
+  }
+
+  HWY_INLINE void add(Vec<T> weight, Vec<T> k, Vec<T> v) {
+    Vec<T> power = weight;
+#pragma GCC unroll 17
+    for (int n = 0; n <= kOrder; ++n) {
+      z[n] = hn::Add(z[n], power);
+      s[n] = hn::MulAdd(power, v, s[n]);
+      power = hn::Mul(power, k);
+    }
+  }
+
+  HWY_INLINE bool is_direct(Vec<T> q) const {
+    return HWY_LIKELY(hn::AllTrue(Tag<T>(), hn::Le(hn::Abs(q), direct_limit)));
+  }
+};
+
+/// Bytes of neighbouring channels that a thread walks down the rows together: long enough runs for the
+/// memory, few enough for their sums to stay in the cache.
+inline constexpr int64_t kTileBytes = 1536;
+template <class T>
+inline constexpr int64_t kTileVectors = kTileBytes / (kLanes<T> * static_cast<int64_t>(sizeof(T)));
+
+/// Rows that one vector walks before its neighbour's turn, but for the chunks of the causal backward.
+inline constexpr int64_t kBlock = 32;
+static_assert(kEaSeriesChunk % kBlock == 0);
+
+/// Outputs beyond this bypass the cache: they would not be there when they are read.
+inline constexpr int64_t kStreamBytes = int64_t{8} << 20;
+
+/// Whether a tensor's vectors fill cache lines of their own, and there are enough to stream them.
+template <class T>
+bool may_stream(const void* tensor, int64_t batch, int64_t length, int64_t channels) {
+  constexpr int64_t kLine = 64, kSize = sizeof(T);
+  return kLanes<T> * kSize == kLine && batch * length * channels * kSize >= kStreamBytes &&
+         reinterpret_cast<uintptr_t>(tensor) % kLine == 0 && channels * kSize % kLine == 0;
+}
+
+template <class T>
+HWY_INLINE void store_vector(Vec<T> value, T* to, bool stream) {
+  const Tag<T> d;
+  if (stream) {
+    hn::Stream(value, d, to);
+  } else {
+    hn::StoreU(value, d, to);
+  }
+}
+
+/// Asks for a row of the next block: into the second-level cache, as the first holds this block.
+HWY_INLINE void prefetch(const void* address) {
+  __builtin_prefetch(address, 0, 2);
+}
+
+inline constexpr auto kAllVisible = [] {
+  std::array<bool, kEaSeriesChunk> all{};
+  all.fill(true);
+  return all;
+}();
+
+/// One batch entry and the vectors [first, last) of its channels.
+struct Tile {
+  int64_t batch;
+  int64_t first;
+  int64_t last;
+};
+
+/// The layout of a tensor [batch, length, channels] and its keys' mask.
+template <class T>
+struct Layout {
+  int64_t length;
+  int64_t channels;
+  const bool* key_mask;
+
+  int64_t vectors() const { return (channels + kLanes<T> - 1) / kLanes<T>; }
+  int64_t offset(int64_t batch, int64_t row, int64_t vector) const {
+    return (batch * length + row) * channels + vector * kLanes<T>;
+  }
+  /// Channels of a vector: less than kLanes in the last one.
+  int64_t lanes(int64_t vector) const { return std::min(kLanes<T>, channels - vector * kLanes<T>); }
+
+  /// The first row that sees a key; `length` if there is none.
+  int64_t first_visible(int64_t batch) const {
+    if (key_mask == nullptr) return 0;
+    const bool* mask = key_mask + batch * length;
+    return std::find(mask, mask + length, true) - mask;
+  }
+  /// The mask from `row` on, for at most a chunk of rows.
+  const bool* visible(int64_t batch, int64_t row) const {
+    return key_mask == nullptr ? kAllVisible.data() : key_mask + batch * length + row;
+  }
+
+  /// Zeroes the first `rows` rows of the tile.
+  void clear(T* tensor, const Tile& tile, int64_t rows) const {
+    const int64_t begin = tile.first * kLanes<T>, end = std::min(channels, tile.last * kLanes<T>);
+    for (int64_t row = 0; row < rows; ++row) {
+      std::fill_n(tensor + offset(tile.batch, row, tile.first), end - begin, T(0));
+    }
+  }
+};
+
+/// Calls body(tile) for tiles that cover batch x channels, in parallel. How they are cut depends on the
+/// thread count and does not matter to the results: every vector goes its own way.
+template <class T, class Body>
+void for_each_tile(const Layout<T>& layout, int64_t batch, const Body& body) {
+  const int64_t vectors = layout.vectors();
+  const int64_t grain = 1 + 512 / std::max<int64_t>(layout.length, 1);
+  parallel_for(batch * vectors, grain, [&](int64_t begin, int64_t end) HWY_ATTR {
+    while (begin < end) {
+      const int64_t first = begin % vectors, run = std::min(end - begin, vectors - first);
+      const int64_t tiles = (run + kTileVectors<T> - 1) / kTileVectors<T>,
+                    last = first + (run + tiles - 1) / tiles;
+      body(Tile{begin / vectors, first, last});
+      begin += last - first;
+    }
+    hwy::FlushStream();
+  });
+}
+
+/// Copies rows of a partial vector to whole vectors, zeros behind.
+template <class T>
+void pad_rows(const T* from, int64_t stride, int64_t rows, int64_t lanes, T* to) {
+  for (int64_t row = 0; row < rows; ++row) {
+    std::fill(std::copy_n(from + row * stride, lanes, to + row * kLanes<T>), to + (row + 1) * kLanes<T>,
+              T(0));
+  }
+}
+
+template <class T>
+void unpad_rows(const T* from, int64_t rows, int64_t lanes, T* to, int64_t stride) {
+  for (int64_t row = 0; row < rows; ++row) std::copy_n(from + row * kLanes<T>, lanes, to + row * stride);
+}
+
+/// Calls function.template operator()<kOrder>() for an even order.
+template <class Function>
+void dispatch_order(int order, const Function& function) {
+  switch (order) {
+    case 0:
+      return function.template operator()<0>();
+    case 2:
+      return function.template operator()<2>();
+    case 4:
+      return function.template operator()<4>();
+    case 6:
+      return function.template operator()<6>();
+    case 8:
+      return function.template operator()<8>();
+    case 10:
+      return function.template operator()<10>();
+    case 12:
+      return function.template operator()<12>();
+    case 14:
+      return function.template operator()<14>();
+    case 16:
+      return function.template operator()<16>();
+    default:
+      fail("ea_series: expected an even order from 0 to ", kEaSeriesMaxOrder, ", got ", order);
+  }
+}
+
+}  // namespace elwise::cpu::HWY_NAMESPACE::ea_series
+HWY_AFTER_NAMESPACE();
+
+#endif

@@ -1,0 +1,163 @@
+// EA-series backward, fused; see ops/ea_series_kernels.h for the mathematics. Causal: chunks in reverse; a
+// chunk's forward is run again from its carry (dq; a, y and the weights stay in the cache), then it is
+// scanned backwards (dk, dv). Otherwise the queries go first (dq, A, B), then the keys (dk, dv).
+
+#include "ops/ea_series_kernels.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/cpu/ea_series_backward.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "ops/cpu/ea_series_gradient-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace elwise::cpu::HWY_NAMESPACE {
+namespace ea_series {
+
+/// What is done with a block of rows: all of it chunk by chunk (causal), or the queries and then the keys.
+enum class Part { kAll, kQueries, kKeys };
+
+template <class T, int kOrder>
+class Backward {
+ public:
+  explicit Backward(const EaSeriesBackward& args)
+      : args_(args),
+        layout_{args.length, args.channels, args.key_mask},
+        tensors_{static_cast<const T*>(args.q),  static_cast<const T*>(args.k), static_cast<const T*>(args.v),
+                 static_cast<const T*>(args.dy), static_cast<T*>(args.dq),      static_cast<T*>(args.dk),
+                 static_cast<T*>(args.dv)},
+        stream_(can_stream(args.dq) && can_stream(args.dk) && can_stream(args.dv)) {}
+
+  void run() const {
+    for_each_tile(layout_, args_.batch, [this](const Tile& tile) {
+      const int64_t first_row = layout_.first_visible(tile.batch);
+      const int64_t unseen = args_.causal || first_row == args_.length ? first_row : 0;
+      layout_.clear(tensors_.dq, tile, unseen);
+      layout_.clear(tensors_.dk, tile, unseen);
+      layout_.clear(tensors_.dv, tile, unseen);
+      if (unseen == args_.length) return;
+      alignas(64) T state[kTileVectors<T> * kState];
+      std::fill_n(state, (tile.last - tile.first) * kState, T(0));
+      if (args_.causal) {
+        for (int64_t chunk = ea_series_carries(args_.length, true) - 1; chunk >= 0; --chunk) {
+          const int64_t begin = chunk * kEaSeriesChunk;
+          walk_tile<Part::kAll>(tile, std::max(begin, unseen), begin + kEaSeriesChunk, state);
+        }
+      } else {
+        for (int64_t row = 0; row < args_.length; row += kBlock) {
+          walk_tile<Part::kQueries>(tile, row, row + kBlock, state);
+        }
+        for (int64_t row = 0; row < args_.length; row += kBlock) {
+          walk_tile<Part::kKeys>(tile, row, row + kBlock, state);
+        }
+      }
+    });
+  }
+
+ private:
+  using Sums = GradientSums<T, kOrder>;
+  static constexpr int64_t kState = Sums::kRows * kLanes<T>;
+  static constexpr int64_t kCarryRows = Moments<T, kOrder>::kRows;
+
+  bool can_stream(const void* tensor) const {
+    return may_stream<T>(tensor, args_.batch, args_.length, args_.channels);
+  }
+
+  /// Rows [begin, end) as far as they exist, vector by vector. The state holds each vector's sums A, B.
+  template <Part kPart>
+  void walk_tile(const Tile& tile, int64_t begin, int64_t end, T* state) const {
+    const int64_t rows = std::min(end, args_.length) - begin, stride = args_.channels;
+    if (rows <= 0) return;
+    const int64_t step = kPart == Part::kAll ? -kEaSeriesChunk : kBlock, next = begin + step;
+    const int64_t ahead = next >= 0 && next + rows <= args_.length ? step * stride : 0;
+    const int64_t carry = args_.causal ? begin / kEaSeriesChunk : 0;
+    const int64_t carries = ea_series_carries(args_.length, args_.causal);
+    const T* carry_row =
+        static_cast<const T*>(args_.carry) + (tile.batch * carries + carry) * kCarryRows * stride;
+    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+      const BackwardRows<T> block{tensors_.at(layout_.offset(tile.batch, begin, vector)),
+                                  carry_row + vector * kLanes<T>,
+                                  stride,
+                                  layout_.lanes(vector),
+                                  layout_.visible(tile.batch, begin),
+                                  rows,
+                                  stride,
+                                  ahead,
+                                  stream_};
+      T* of_vector = state + (vector - tile.first) * kState;
+      block.lanes == kLanes<T> ? walk<kPart>(block, of_vector) : walk_padded<kPart>(block, of_vector);
+    }
+  }
+
+  /// The last, partial vector of channels: through buffers of whole vectors.
+  template <Part kPart>
+  HWY_NOINLINE static void walk_padded(const BackwardRows<T>& block, T* state) {
+    alignas(64) T padded[7][kEaSeriesChunk * kLanes<T>];
+    const auto pad = [&](const T* from, T* to) { pad_rows(from, block.stride, block.rows, block.lanes, to); };
+    const auto unpad = [&](const T* from, T* to) {
+      unpad_rows(from, block.rows, block.lanes, to, block.stride);
+    };
+    if (kPart != Part::kKeys) pad(block.q, padded[0]), pad(block.dy, padded[3]);
+    if (kPart != Part::kQueries) pad(block.k, padded[1]), pad(block.v, padded[2]);
+    walk<kPart>({{padded[0], padded[1], padded[2], padded[3], padded[4], padded[5], padded[6]},
+                 block.carry,
+                 block.carry_stride,
+                 block.lanes,
+                 block.visible,
+                 block.rows,
+                 kLanes<T>,
+                 0,
+                 false},
+                state);
+    if (kPart != Part::kKeys) unpad(padded[4], block.dq);
+    if (kPart != Part::kQueries) unpad(padded[5], block.dk), unpad(padded[6], block.dv);
+  }
+
+  template <Part kPart>
+  HWY_NOINLINE static void walk(const BackwardRows<T>& block, T* state) {
+    Moments<T, kOrder> moments;
+    moments.load(block.carry, block.carry_stride, block.lanes);
+    Sums sums;
+    if constexpr (kPart == Part::kKeys) {
+      sums.load(state);
+      walk_keys(block, sums, moments.reference);
+    } else {
+      Scratch<T> scratch;
+      moments.from_carry_scale();
+      walk_queries<kPart == Part::kAll>(block, moments, scratch);
+      kPart == Part::kAll ? sums.load(state) : sums.clear();
+      walk_back<kPart == Part::kAll>(block, scratch, sums);
+      if (kPart == Part::kQueries) sums.add(state);  // blocks are summed by themselves first: more accurate
+      sums.store(state);
+    }
+  }
+
+  const EaSeriesBackward& args_;
+  Layout<T> layout_;
+  BackwardTensors<T> tensors_;
+  bool stream_;
+};
+
+}  // namespace ea_series
+
+void ea_series_backward_simd(const EaSeriesBackward& args) {
+  dispatch_f32_f64(args.dtype, "ea_series_backward", [&]<class T>() {
+    ea_series::dispatch_order(args.order, [&]<int kOrder>() { ea_series::Backward<T, kOrder>(args).run(); });
+  });
+}
+
+}  // namespace elwise::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace elwise::cpu {
+
+HWY_EXPORT(ea_series_backward_simd);
+
+void ea_series_backward(const EaSeriesBackward& args) {
+  HWY_DYNAMIC_DISPATCH(ea_series_backward_simd)(args);
+}
+
+}  // namespace elwise::cpu
+#endif

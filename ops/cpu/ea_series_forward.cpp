@@ -1,0 +1,214 @@
+// EA-series forward (eq. 5, 6 of arXiv 2501.05730), fused: one pass over q, k, v, y with the moments in
+// registers. See ops/ea_series_kernels.h for the mathematics and ops/cpu/ea_series-inl.h for the scales.
+
+#include "ops/ea_series_kernels.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/cpu/ea_series_forward.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "ops/cpu/ea_series-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace elwise::cpu::HWY_NAMESPACE {
+namespace ea_series {
+
+/// Rows of one vector of channels. Without keys to add k, v and visible are not read; without queries to
+/// answer, q and y.
+template <class T>
+struct ForwardRows {
+  const T* q;
+  const T* k;
+  const T* v;
+  T* y;
+  const bool* visible;
+  int64_t rows;
+  int64_t stride;
+  int64_t ahead;  // elements from here to what comes next, for prefetching
+  bool stream;
+};
+
+/// y of a row with a large q in some lane, from stored moments. Out of line: the common case keeps its
+/// registers.
+template <class T, int kOrder>
+HWY_NOINLINE Vec<T> answer_large_query(const T* stored, Vec<T> q) {
+  Moments<T, kOrder> moments;
+  moments.load(stored, kLanes<T>, kLanes<T>);
+  const HomogeneousPowers<T, kOrder> powers(q);
+  return hn::Div(powers.template sum<kOrder>(moments.s), powers.template sum<kOrder>(moments.z));
+}
+
+template <class T, int kOrder>
+HWY_INLINE Vec<T> answer(const Moments<T, kOrder>& moments, Vec<T> q) {
+  if (moments.is_direct(q)) {
+    const Steps<T, kOrder> steps(q);
+    return hn::Div(steps.template sum<kOrder>(moments.s), steps.template sum<kOrder>(moments.z));
+  }
+  alignas(64) T stored[Moments<T, kOrder>::kRows * kLanes<T>];
+  moments.store(stored, kLanes<T>, kLanes<T>);
+  return answer_large_query<T, kOrder>(stored, q);
+}
+
+template <bool kAddKeys, bool kAnswerQueries, class T, int kOrder>
+HWY_INLINE void walk_rows(const ForwardRows<T> rows, Moments<T, kOrder>& moments) {
+  const Tag<T> d;
+  for (int64_t row = 0; row < rows.rows; ++row) {
+    const int64_t at = row * rows.stride;
+    if constexpr (kAddKeys) {
+      prefetch(rows.k + at + rows.ahead);
+      prefetch(rows.v + at + rows.ahead);
+      if (rows.visible[row]) {
+        const Vec<T> k = hn::LoadU(d, rows.k + at), v = hn::LoadU(d, rows.v + at), magnitude = hn::Abs(k);
+        Vec<T> factor;
+        moments.meet(magnitude, factor);
+        moments.add(scale_ratio<T>(moments.reference, magnitude), k, v);
+      }
+    }
+    if constexpr (kAnswerQueries) {
+      prefetch(rows.q + at + rows.ahead);
+      store_vector(answer(moments, hn::LoadU(d, rows.q + at)), rows.y + at, rows.stream);
+    }
+  }
+}
+
+template <class T, int kOrder>
+class Forward {
+ public:
+  explicit Forward(const EaSeriesForward& args)
+      : args_(args),
+        layout_{args.length, args.channels, args.key_mask},
+        q_(static_cast<const T*>(args.q)),
+        k_(static_cast<const T*>(args.k)),
+        v_(static_cast<const T*>(args.v)),
+        y_(static_cast<T*>(args.y)),
+        carry_(static_cast<T*>(args.carry)),
+        stream_(may_stream<T>(y_, args.batch, args.length, args.channels)) {}
+
+  void run() const {
+    for_each_tile(layout_, args_.batch, [this](const Tile& tile) {
+      alignas(64) T state[kTileVectors<T> * kState];
+      const int64_t empty_rows = (kRows - 1) * kLanes<T>;
+      for (int64_t vector = 0; vector < tile.last - tile.first; ++vector) {
+        T* of_vector = state + vector * kState;
+        std::fill_n(of_vector, empty_rows, T(0));
+        std::fill_n(of_vector + empty_rows, kLanes<T>, std::numeric_limits<T>::infinity());
+      }
+      args_.causal ? causal(tile, state) : bidirectional(tile, state);
+    });
+  }
+
+ private:
+  static constexpr int64_t kRows = Moments<T, kOrder>::kRows;
+  static constexpr int64_t kState = kRows * kLanes<T>;
+
+  HWY_ATTR void causal(const Tile& tile, T* state) const {
+    const int64_t first_row = layout_.first_visible(tile.batch);
+    layout_.clear(y_, tile, first_row);
+    for (int64_t row = 0; row < args_.length; row += kBlock) {
+      for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+        T* of_vector = state + (vector - tile.first) * kState;
+        if (row % kEaSeriesChunk == 0) store_carry(tile.batch, row / kEaSeriesChunk, vector, of_vector);
+        walk_block<true, true>(tile.batch, std::max(row, first_row), row + kBlock, vector, of_vector);
+      }
+    }
+  }
+
+  HWY_ATTR void bidirectional(const Tile& tile, T* state) const {
+    for (int64_t row = 0; row < args_.length; row += kBlock) {
+      for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+        walk_block<true, false>(tile.batch, row, row + kBlock, vector,
+                                state + (vector - tile.first) * kState);
+      }
+    }
+    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+      store_carry(tile.batch, 0, vector, state + (vector - tile.first) * kState);
+    }
+    if (layout_.first_visible(tile.batch) == args_.length) return layout_.clear(y_, tile, args_.length);
+    for (int64_t row = 0; row < args_.length; row += kBlock) {
+      for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+        walk_block<false, true>(tile.batch, row, row + kBlock, vector,
+                                state + (vector - tile.first) * kState);
+      }
+    }
+  }
+
+  HWY_ATTR void store_carry(int64_t batch, int64_t index, int64_t vector, const T* state) const {
+    if (carry_ == nullptr) return;
+    Moments<T, kOrder> moments;
+    moments.load(state, kLanes<T>, kLanes<T>);
+    moments.to_carry_scale();
+    const int64_t carries = ea_series_carries(args_.length, args_.causal);
+    T* to = carry_ + (batch * carries + index) * kRows * args_.channels + vector * kLanes<T>;
+    moments.store(to, args_.channels, layout_.lanes(vector));
+  }
+
+  /// Rows [begin, end) of one vector, as far as they exist.
+  template <bool kAddKeys, bool kAnswerQueries>
+  HWY_ATTR void walk_block(int64_t batch, int64_t begin, int64_t end, int64_t vector, T* state) const {
+    const int64_t rows = std::min(end, args_.length) - begin, lanes = layout_.lanes(vector);
+    if (rows <= 0) return;
+    const int64_t offset = layout_.offset(batch, begin, vector), stride = args_.channels;
+    const bool* visible = layout_.visible(batch, begin);
+    const int64_t ahead = begin + rows + kBlock <= args_.length ? kBlock * stride : 0;
+    ForwardRows<T> block{q_ + offset, k_ + offset, v_ + offset, y_ + offset, visible,
+                         rows,        stride,      ahead,       stream_};
+    if (lanes == kLanes<T>) return walk_vector<kAddKeys, kAnswerQueries>(block, state);
+
+    alignas(64) T padded[4][kBlock * kLanes<T>];
+    if (kAnswerQueries) pad_rows(block.q, stride, rows, lanes, padded[0]);
+    if (kAddKeys) pad_rows(block.k, stride, rows, lanes, padded[1]);
+    if (kAddKeys) pad_rows(block.v, stride, rows, lanes, padded[2]);
+    block = {padded[0], padded[1], padded[2], padded[3], visible, rows, kLanes<T>, 0, false};
+    walk_vector<kAddKeys, kAnswerQueries>(block, state);
+    if (kAnswerQueries) unpad_rows(padded[3], rows, lanes, y_ + offset, stride);
+  }
+
+  template <bool kAddKeys, bool kAnswerQueries>
+  HWY_NOINLINE static void walk_vector(const ForwardRows<T>& block, T* state) {
+    Moments<T, kOrder> moments;
+    if constexpr (kAnswerQueries) {
+      moments.load(state, kLanes<T>, kLanes<T>);
+      walk_rows<kAddKeys, true>(block, moments);
+    } else {
+      // The block is summed by itself before it joins the total: long sums stay accurate.
+      if (std::find(block.visible, block.visible + block.rows, true) == block.visible + block.rows) return;
+      moments.start_after(state);
+      walk_rows<true, false>(block, moments);
+      moments.join(state);
+    }
+    if constexpr (kAddKeys) moments.store(state, kLanes<T>, kLanes<T>);
+  }
+
+  const EaSeriesForward& args_;
+  Layout<T> layout_;
+  const T* q_;
+  const T* k_;
+  const T* v_;
+  T* y_;
+  T* carry_;
+  bool stream_;
+};
+
+}  // namespace ea_series
+
+void ea_series_forward_simd(const EaSeriesForward& args) {
+  dispatch_f32_f64(args.dtype, "ea_series_forward", [&]<class T>() {
+    ea_series::dispatch_order(args.order, [&]<int kOrder>() { ea_series::Forward<T, kOrder>(args).run(); });
+  });
+}
+
+}  // namespace elwise::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace elwise::cpu {
+
+HWY_EXPORT(ea_series_forward_simd);
+
+void ea_series_forward(const EaSeriesForward& args) {
+  HWY_DYNAMIC_DISPATCH(ea_series_forward_simd)(args);
+}
+
+}  // namespace elwise::cpu
+#endif

@@ -1,0 +1,317 @@
+// The rows' part of EA-series backward, one vector of channels at a time; see ops/ea_series_kernels.h for the
+// mathematics and ops/cpu/ea_series-inl.h for the scales. Included by ea_series_backward.cpp, once per
+// target.
+//
+// A_n and B_n are kept without their c_n. As n c_n = 2 c_(n-1), the derivative of sum_n c_n x^n m_n is
+// 2 sum_n c_n x^n m_(n+1).
+
+#if defined(ELWISE_OPS_CPU_EA_SERIES_GRADIENT_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ELWISE_OPS_CPU_EA_SERIES_GRADIENT_INL_H_
+#undef ELWISE_OPS_CPU_EA_SERIES_GRADIENT_INL_H_
+#else
+#define ELWISE_OPS_CPU_EA_SERIES_GRADIENT_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include "ops/cpu/ea_series-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace elwise::cpu::HWY_NAMESPACE::ea_series {
+
+template <class T>
+struct BackwardTensors {
+  const T* q;
+  const T* k;
+  const T* v;
+  const T* dy;
+  T* dq;
+  T* dk;
+  T* dv;
+
+  BackwardTensors at(int64_t offset) const {
+    return {q + offset, k + offset, v + offset, dy + offset, dq + offset, dk + offset, dv + offset};
+  }
+};
+
+/// At most a chunk of rows of one vector of channels.
+template <class T>
+struct BackwardRows : BackwardTensors<T> {
+  const T* carry;  // [kRows, carry_stride]: the moments before the first row, or the totals
+  int64_t carry_stride;
+  int64_t lanes;  // channels: less than a vector at the right edge
+  const bool* visible;
+  int64_t rows;
+  int64_t stride;
+  int64_t ahead;  // elements from here to what comes next, for prefetching
+  bool stream;
+};
+
+/// What the queries' part leaves, row by row, for the sums A, B and the keys' part.
+template <class T>
+struct Scratch {
+  static constexpr int64_t kSize = kEaSeriesChunk * kLanes<T>;
+
+  alignas(64) T a[kSize];  // dy over the denominator
+  alignas(64) T y[kSize];
+  alignas(64) T weight[kSize];  // of the row's key
+  alignas(64) T factor[kSize];  // what the row's key multiplied the moments by, if `moved`
+  bool moved[kEaSeriesChunk];
+  bool direct[kEaSeriesChunk];  // a goes with the powers of q; otherwise with the homogeneous ones
+};
+
+template <class T>
+struct QueryGradient {
+  Vec<T> a, y, dq;
+};
+
+template <class T, int kOrder, class Powers>
+HWY_INLINE QueryGradient<T> query_gradient(const Moments<T, kOrder>& m, const Powers& x, Vec<T> dy) {
+  const Vec<T> inverse = hn::Div(constant<T>(1), x.template sum<kOrder>(m.z));
+  const Vec<T> y = hn::Mul(x.template sum<kOrder>(m.s), inverse), a = hn::Mul(dy, inverse);
+  const Vec<T> slope =
+      hn::NegMulAdd(y, x.template sum<kOrder - 1>(m.z + 1), x.template sum<kOrder - 1>(m.s + 1));
+  return {a, y, hn::Mul(hn::Add(a, a), slope)};
+}
+
+/// For a row with a large q in some lane, from stored moments. Out of line, as the other rare cases below:
+/// the common case keeps its registers.
+template <class T, int kOrder>
+HWY_NOINLINE QueryGradient<T> large_query_gradient(const T* stored, Vec<T> q, Vec<T> dy) {
+  Moments<T, kOrder> moments;
+  moments.load(stored, kLanes<T>, kLanes<T>);
+  return query_gradient(moments, HomogeneousPowers<T, kOrder>(q), dy);
+}
+
+/// dq of all rows, and the scratch. kAddKeys: each row's key joins the moments first.
+template <bool kAddKeys, class T, int kOrder>
+HWY_INLINE void walk_queries(const BackwardRows<T> rows, Moments<T, kOrder>& moments, Scratch<T>& scratch) {
+  const Tag<T> d;
+  for (int64_t row = 0; row < rows.rows; ++row) {
+    const int64_t at = row * rows.stride, next = at + rows.ahead, kept = row * kLanes<T>;
+    prefetch(rows.q + next);
+    prefetch(rows.dy + next);
+    if constexpr (kAddKeys) {
+      prefetch(rows.k + next);
+      prefetch(rows.v + next);
+      scratch.moved[row] = false;
+      if (rows.visible[row]) {
+        const Vec<T> k = hn::LoadU(d, rows.k + at), v = hn::LoadU(d, rows.v + at), magnitude = hn::Abs(k);
+        Vec<T> factor;
+        if (moments.meet(magnitude, factor)) {
+          scratch.moved[row] = true;
+          hn::Store(factor, d, scratch.factor + kept);
+        }
+        const Vec<T> weight = scale_ratio<T>(moments.reference, magnitude);
+        hn::Store(weight, d, scratch.weight + kept);
+        moments.add(weight, k, v);
+      }
+    }
+    const Vec<T> q = hn::LoadU(d, rows.q + at), dy = hn::LoadU(d, rows.dy + at);
+    QueryGradient<T> gradient;
+    scratch.direct[row] = moments.is_direct(q);
+    if (scratch.direct[row]) {
+      gradient = query_gradient(moments, Steps<T, kOrder>(q), dy);
+    } else {
+      alignas(64) T stored[Moments<T, kOrder>::kRows * kLanes<T>];
+      moments.store(stored, kLanes<T>, kLanes<T>);
+      gradient = large_query_gradient<T, kOrder>(stored, q, dy);
+    }
+    hn::Store(gradient.a, d, scratch.a + kept);
+    hn::Store(gradient.y, d, scratch.y + kept);
+    store_vector(gradient.dq, rows.dq + at, rows.stream);
+  }
+}
+
+/// terms[n] = a q^n s^(t-n) for a row with a large q in some lane.
+template <class T, int kOrder>
+HWY_NOINLINE void large_query_terms(Vec<T> q, Vec<T> a, T* terms) {
+  const Tag<T> d;
+  const HomogeneousPowers<T, kOrder> powers(q);
+  for (int n = 0; n <= kOrder; ++n) hn::Store(hn::Mul(a, powers.power[n]), d, terms + n * kLanes<T>);
+}
+
+template <class T>
+struct KeyGradient {
+  Vec<T> dk, dv;
+};
+
+/// power[n] = c_n k^n w: with the weight folded in first, nothing overflows for any k.
+template <class T, int kOrder>
+struct WeightedPowers {
+  Vec<T> power[kOrder + 1];
+
+  HWY_INLINE WeightedPowers(Vec<T> k, Vec<T> weight) {
+    const Steps<T, kOrder> steps(k);
+    power[0] = weight;
+#pragma GCC unroll 17
+    for (int n = 0; n < kOrder; ++n) power[n + 1] = hn::Mul(power[n], steps.step[n]);
+  }
+
+  template <int kDegree>
+  HWY_INLINE Vec<T> sum(const Vec<T>* m) const {
+    Vec<T> result = hn::Zero(Tag<T>());
+#pragma GCC unroll 17
+    for (int n = 0; n <= kDegree; ++n) result = hn::MulAdd(power[n], m[n], result);
+    return result;
+  }
+};
+
+/// A_n and B_n, less their c_n, of the queries added so far, in the registers of one vector of channels.
+template <class T, int kOrder>
+struct GradientSums {
+  static constexpr int64_t kRows = 2 * kOrder + 2;
+
+  Vec<T> a[kOrder + 1];
+  Vec<T> b[kOrder + 1];
+
+  HWY_INLINE void clear() {
+#pragma GCC unroll 17
+    for (int n = 0; n <= kOrder; ++n) a[n] = b[n] = hn::Zero(Tag<T>());
+  }
+
+  HWY_INLINE void load(const T* from) {
+    const Tag<T> d;
+#pragma GCC unroll 17
+    for (int n = 0; n <= kOrder; ++n) {
+      a[n] = hn::Load(d, from + n * kLanes<T>);
+      b[n] = hn::Load(d, from + (kOrder + 1 + n) * kLanes<T>);
+    }
+  }
+
+  HWY_INLINE void store(T* to) const {
+    const Tag<T> d;
+#pragma GCC unroll 17
+    for (int n = 0; n <= kOrder; ++n) {
+      hn::Store(a[n], d, to + n * kLanes<T>);
+      hn::Store(b[n], d, to + (kOrder + 1 + n) * kLanes<T>);
+    }
+  }
+
+  HWY_INLINE void scale(Vec<T> factor) {
+#pragma GCC unroll 17
+    for (int n = 0; n <= kOrder; ++n) {
+      a[n] = hn::Mul(a[n], factor);
+      b[n] = hn::Mul(b[n], factor);
+    }
+  }
+
+  /// Adds what another block of queries summed.
+  HWY_INLINE void add(const T* stored) {
+    const Tag<T> d;
+#pragma GCC unroll 17
+    for (int n = 0; n <= kOrder; ++n) {
+      a[n] = hn::Add(a[n], hn::Load(d, stored + n * kLanes<T>));
+      b[n] = hn::Add(b[n], hn::Load(d, stored + (kOrder + 1 + n) * kLanes<T>));
+    }
+  }
+
+  /// Adds a query with the a and y of its row.
+  HWY_INLINE void add_query(Vec<T> q, Vec<T> row_a, Vec<T> row_y, bool direct) {
+    if (HWY_LIKELY(direct)) {
+      Vec<T> term = row_a;
+#pragma GCC unroll 17
+      for (int n = 0; n <= kOrder; ++n) {
+        add_term(n, term, row_y);
+        term = hn::Mul(term, q);
+      }
+    } else {
+      alignas(64) T terms[(kOrder + 1) * kLanes<T>];
+      large_query_terms<T, kOrder>(q, row_a, terms);
+#pragma GCC unroll 17
+      for (int n = 0; n <= kOrder; ++n) add_term(n, hn::Load(Tag<T>(), terms + n * kLanes<T>), row_y);
+    }
+  }
+
+  /// With C_n = v A_n + B_n: dv = w sum_n c_n k^n A_n, dk = 2 w (sum_n c_n k^n C_(n+1) - k sum_n c_n k^n
+  /// C_n). x and w together make the powers c_n k^n w.
+  template <class Powers>
+  HWY_INLINE KeyGradient<T> key_gradient(const Powers& x, Vec<T> w, Vec<T> k, Vec<T> v) const {
+    Vec<T> c[kOrder + 1];
+#pragma GCC unroll 17
+    for (int n = 0; n <= kOrder; ++n) c[n] = hn::MulAdd(v, a[n], b[n]);
+    const Vec<T> slope = hn::NegMulAdd(k, x.template sum<kOrder>(c), x.template sum<kOrder - 1>(c + 1));
+    return {hn::Mul(hn::Add(w, w), slope), hn::Mul(w, x.template sum<kOrder>(a))};
+  }
+
+ private:
+  HWY_INLINE void add_term(int n, Vec<T> term, Vec<T> row_y) {
+    a[n] = hn::Add(a[n], term);
+    b[n] = hn::NegMulAdd(row_y, term, b[n]);
+  }
+};
+
+template <class T, int kOrder>
+HWY_NOINLINE KeyGradient<T> large_key_gradient(const T* stored, Vec<T> weight, Vec<T> k, Vec<T> v) {
+  GradientSums<T, kOrder> sums;
+  sums.load(stored);
+  return sums.key_gradient(WeightedPowers<T, kOrder>(k, weight), constant<T>(1), k, v);
+}
+
+/// dk and dv of a row whose key has the weight exp(reference^2 - k^2).
+template <class T, int kOrder>
+HWY_INLINE void write_key_gradient(const BackwardRows<T>& rows, int64_t at,
+                                   const GradientSums<T, kOrder>& sums, Vec<T> weight) {
+  const Tag<T> d;
+  const Vec<T> k = hn::LoadU(d, rows.k + at), v = hn::LoadU(d, rows.v + at);
+  KeyGradient<T> gradient;
+  // Horner's rule in k stays in range up to here: k^n A_n exp(-k^2) does, as every query in A_n was divided
+  // by a sum that has this key in it.
+  if (HWY_LIKELY(hn::AllTrue(d, hn::Le(hn::Abs(k), constant<T>(7))))) {
+    gradient = sums.key_gradient(Steps<T, kOrder>(k), weight, k, v);
+  } else {
+    alignas(64) T stored[GradientSums<T, kOrder>::kRows * kLanes<T>];
+    sums.store(stored);
+    gradient = large_key_gradient<T, kOrder>(stored, weight, k, v);
+  }
+  store_vector(gradient.dk, rows.dk + at, rows.stream);
+  store_vector(gradient.dv, rows.dv + at, rows.stream);
+}
+
+template <class T>
+HWY_INLINE void write_hidden_key(const BackwardRows<T>& rows, int64_t at) {
+  store_vector(hn::Zero(Tag<T>()), rows.dk + at, rows.stream);
+  store_vector(hn::Zero(Tag<T>()), rows.dv + at, rows.stream);
+}
+
+/// Adds the rows' queries to the sums, from the last row to the first. kCausal: each row's key then takes its
+/// gradient, and the sums pass on to the scale of the row before.
+template <bool kCausal, class T, int kOrder>
+HWY_INLINE void walk_back(const BackwardRows<T> rows, const Scratch<T>& scratch,
+                          GradientSums<T, kOrder>& sums) {
+  const Tag<T> d;
+  for (int64_t row = rows.rows - 1; row >= 0; --row) {
+    const int64_t at = row * rows.stride, kept = row * kLanes<T>;
+    sums.add_query(hn::LoadU(d, rows.q + at), hn::Load(d, scratch.a + kept), hn::Load(d, scratch.y + kept),
+                   scratch.direct[row]);
+    if constexpr (kCausal) {
+      if (rows.visible[row]) {
+        write_key_gradient(rows, at, sums, hn::Load(d, scratch.weight + kept));
+      } else {
+        write_hidden_key(rows, at);
+      }
+      if (HWY_UNLIKELY(scratch.moved[row])) sums.scale(hn::Load(d, scratch.factor + kept));
+    }
+  }
+}
+
+template <class T, int kOrder>
+HWY_INLINE void walk_keys(const BackwardRows<T> rows, const GradientSums<T, kOrder>& sums, Vec<T> reference) {
+  const Tag<T> d;
+  for (int64_t row = 0; row < rows.rows; ++row) {
+    const int64_t at = row * rows.stride;
+    prefetch(rows.k + at + rows.ahead);
+    prefetch(rows.v + at + rows.ahead);
+    if (rows.visible[row]) {
+      const Vec<T> weight = scale_ratio<T>(reference, hn::Abs(hn::LoadU(d, rows.k + at)));
+      write_key_gradient(rows, at, sums, weight);
+    } else {
+      write_hidden_key(rows, at);
+    }
+  }
+}
+
+}  // namespace elwise::cpu::HWY_NAMESPACE::ea_series
+HWY_AFTER_NAMESPACE();
+
+#endif

@@ -1,0 +1,23 @@
+#pragma once
+
+#include "ops/matmul_kernels.h"
+
+namespace elwise::cpu {
+
+// The ways of cpu::matmul, which picks one by shape. All of them give the same bits for any thread count, and
+// expect m, n, k and the number of products to be positive.
+
+/// Our own blocked kernel, f32 and f64, for any strides. An element is summed over k in order, in blocks of a
+/// fixed size, whatever tile it falls in.
+void matmul_blocked(const Matmul& args);
+
+/// For up to kMaxThinRows rows, f32 and f64: reads b once and in place, as fast as memory gives it. Elements
+/// of a must be contiguous along k where transpose_b is set.
+void matmul_thin(const Matmul& args);
+inline constexpr int64_t kMaxThinRows = 4;
+
+/// oneDNN's blocked kernel, f32. False, with nothing done, where this processor, the strides or the arguments
+/// have none, or where oneDNN might split k over the threads.
+bool matmul_onednn(const Matmul& args);
+
+}  // namespace elwise::cpu

@@ -1,0 +1,191 @@
+#include "ops/norm_kernels.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/parallel.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/cpu/norm.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "core/simd-inl.h"
+#include "ops/cpu/row-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace elwise::cpu::HWY_NAMESPACE {
+namespace {
+
+/// One row of LayerNormForward. The row comes from memory once: it stays in cache for the later passes.
+template <class T>
+void normalise_row(const LayerNormForward& args, int64_t row) {
+  const hn::ScalableTag<T> d;
+  const int64_t cols = args.cols;
+  const T* x = static_cast<const T*>(args.x) + row * cols;
+  const T* residual = args.residual == nullptr ? nullptr : static_cast<const T*>(args.residual) + row * cols;
+  T* sum = args.sum == nullptr ? nullptr : static_cast<T*>(args.sum) + row * cols;
+  const auto load_h = [&](int64_t i, int64_t n) HWY_ATTR {
+    const auto v = load_lanes(d, x + i, n);
+    return residual == nullptr ? v : hn::Add(v, load_lanes(d, residual + i, n));
+  };
+
+  // Differences from the first element keep the mean exact for a constant row, however small eps is.
+  const T first = residual == nullptr ? x[0] : x[0] + residual[0];
+  const auto first_lanes = hn::Set(d, first);
+  const double count = static_cast<double>(cols);
+  const double shift = sum_terms(d, 0, cols, [&](int64_t i, int64_t n) HWY_ATTR {
+    const auto h = load_h(i, n);
+    if (sum != nullptr) store_lanes(d, h, sum + i, n);
+    return hn::Sub(h, first_lanes);
+  });
+  if (sum != nullptr) {
+    x = sum;
+    residual = nullptr;
+  }
+  const T mean = static_cast<T>(first + shift / count);
+  const auto mean_lanes = hn::Set(d, mean);
+  const double squares = sum_terms(d, 0, cols, [&](int64_t i, int64_t n) HWY_ATTR {
+    const auto centred = hn::Sub(load_h(i, n), mean_lanes);
+    return hn::Mul(centred, centred);
+  });
+  const T rstd = static_cast<T>(1 / std::sqrt(squares / count + args.eps));
+  static_cast<T*>(args.mean)[row] = mean;
+  static_cast<T*>(args.rstd)[row] = rstd;
+
+  const auto rstd_lanes = hn::Set(d, rstd);
+  const T* weight = static_cast<const T*>(args.weight);
+  const T* bias = static_cast<const T*>(args.bias);
+  T* y = static_cast<T*>(args.y) + row * cols;
+  for_each_vector(d, 0, cols, [&](int64_t i, int64_t n) HWY_ATTR {
+    auto v = hn::Mul(hn::Sub(load_h(i, n), mean_lanes), rstd_lanes);
+    if (weight != nullptr) v = hn::Mul(v, load_lanes(d, weight + i, n));
+    if (bias != nullptr) v = hn::Add(v, load_lanes(d, bias + i, n));
+    store_lanes(d, v, y + i, n);
+  });
+}
+
+/// One row of LayerNormBackward; adds its part to dweight and dbias [cols] unless they are null. With
+/// z = (h - mean) * rstd and g = dy * weight: dx = rstd * (g - mean(g) - z * mean(g * z)) + dsum.
+template <class T>
+void backward_row(const LayerNormBackward& args, int64_t row, T* dweight, T* dbias) {
+  using D = hn::ScalableTag<T>;
+  using V = hn::Vec<D>;
+  const D d;
+  const int64_t cols = args.cols;
+  const T* h = static_cast<const T*>(args.h) + row * cols;
+  const T* dy = static_cast<const T*>(args.dy) + row * cols;
+  const T* dsum = args.dsum == nullptr ? nullptr : static_cast<const T*>(args.dsum) + row * cols;
+  const T* weight = static_cast<const T*>(args.weight);
+  const V mean = hn::Set(d, static_cast<const T*>(args.mean)[row]);
+  const V rstd = hn::Set(d, static_cast<const T*>(args.rstd)[row]);
+  const auto load_z = [&](int64_t i, int64_t n)
+                          HWY_ATTR { return hn::Mul(hn::Sub(load_lanes(d, h + i, n), mean), rstd); };
+  const auto weigh = [&](V v, int64_t i, int64_t n) HWY_ATTR {
+    return weight == nullptr ? v : hn::Mul(v, load_lanes(d, weight + i, n));
+  };
+  const auto sums = sum_terms<2>(d, 0, cols, [&](int64_t i, int64_t n) HWY_ATTR {
+    const V z = load_z(i, n), dy_lanes = load_lanes(d, dy + i, n);
+    if (dweight != nullptr) {
+      store_lanes(d, hn::MulAdd(dy_lanes, z, load_lanes(d, dweight + i, n)), dweight + i, n);
+      store_lanes(d, hn::Add(dy_lanes, load_lanes(d, dbias + i, n)), dbias + i, n);
+    }
+    const V g = weigh(dy_lanes, i, n);
+    return Terms<D, 2>{{g, hn::Mul(g, z)}};
+  });
+  const V mean_g = hn::Set(d, static_cast<T>(sums[0] / static_cast<double>(cols)));
+  const V mean_gz = hn::Set(d, static_cast<T>(sums[1] / static_cast<double>(cols)));
+  T* dx = static_cast<T*>(args.dx) + row * cols;
+  for_each_vector(d, 0, cols, [&](int64_t i, int64_t n) HWY_ATTR {
+    const V g = weigh(load_lanes(d, dy + i, n), i, n);
+    const V centred = hn::NegMulAdd(load_z(i, n), mean_gz, hn::Sub(g, mean_g));
+    const V v =
+        dsum == nullptr ? hn::Mul(centred, rstd) : hn::MulAdd(centred, rstd, load_lanes(d, dsum + i, n));
+    store_lanes(d, v, dx + i, n);
+  });
+}
+
+/// result [cols] = the sum of the rows of partials [count, cols], in pairs of pairs: accurate, and in an
+/// order that no thread count changes. Overwrites partials.
+template <class T>
+void add_partials(T* partials, int64_t count, int64_t cols, T* result) {
+  const hn::ScalableTag<T> d;
+  parallel_for(cols, rows_per_thread(count), [&](int64_t begin, int64_t end) HWY_ATTR {
+    for (int64_t step = 1; step < count; step *= 2) {
+      for (int64_t p = 0; p + step < count; p += 2 * step) {
+        T* to = partials + p * cols;
+        const T* from = to + step * cols;
+        for_each_vector(d, begin, end, [&](int64_t i, int64_t n) HWY_ATTR {
+          store_lanes(d, hn::Add(load_lanes(d, to + i, n), load_lanes(d, from + i, n)), to + i, n);
+        });
+      }
+    }
+    for (int64_t i = begin; i < end; ++i) result[i] = count == 0 ? T(0) : partials[i];
+  });
+}
+
+template <class T>
+void forward(const LayerNormForward& args) {
+  parallel_for(args.rows, rows_per_thread(args.cols), [&](int64_t begin, int64_t end) HWY_ATTR {
+    for (int64_t row = begin; row < end; ++row) normalise_row<T>(args, row);
+  });
+}
+
+/// The rows of partial p, and their sums where they are asked for.
+template <class T>
+void backward_partial(const LayerNormBackward& args, int64_t p) {
+  T *dweight = nullptr, *dbias = nullptr;
+  if (args.partials != nullptr) {
+    dweight = static_cast<T*>(args.partials) + p * args.cols;
+    dbias = dweight + layer_norm_partials(args.rows) * args.cols;
+    std::fill_n(dweight, args.cols, T(0));
+    std::fill_n(dbias, args.cols, T(0));
+  }
+  const int64_t end = std::min(args.rows, (p + 1) * kLayerNormRowsPerPartial);
+  for (int64_t row = p * kLayerNormRowsPerPartial; row < end; ++row) {
+    backward_row(args, row, dweight, dbias);
+  }
+}
+
+template <class T>
+void backward(const LayerNormBackward& args) {
+  const int64_t count = layer_norm_partials(args.rows);
+  const int64_t grain = rows_per_thread(args.cols * kLayerNormRowsPerPartial);
+  parallel_for(count, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) backward_partial<T>(args, p);
+  });
+  T* partials = static_cast<T*>(args.partials);
+  if (args.dweight != nullptr) add_partials(partials, count, args.cols, static_cast<T*>(args.dweight));
+  if (args.dbias != nullptr) {
+    add_partials(partials + count * args.cols, count, args.cols, static_cast<T*>(args.dbias));
+  }
+}
+
+void layer_norm_forward(const LayerNormForward& args) {
+  dispatch_f32_f64(args.dtype, "layer_norm_forward", [&]<class T>() { forward<T>(args); });
+}
+
+void layer_norm_backward(const LayerNormBackward& args) {
+  dispatch_f32_f64(args.dtype, "layer_norm_backward", [&]<class T>() { backward<T>(args); });
+}
+
+}  // namespace
+}  // namespace elwise::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace elwise::cpu {
+
+HWY_EXPORT(layer_norm_forward);
+HWY_EXPORT(layer_norm_backward);
+
+void layer_norm_forward(const LayerNormForward& args) {
+  HWY_DYNAMIC_DISPATCH(layer_norm_forward)(args);
+}
+
+void layer_norm_backward(const LayerNormBackward& args) {
+  HWY_DYNAMIC_DISPATCH(layer_norm_backward)(args);
+}
+
+}  // namespace elwise::cpu
+#endif

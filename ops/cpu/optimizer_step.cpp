@@ -1,0 +1,120 @@
+#include "ops/optimizer_step_kernels.h"
+
+#include "core/parallel.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/cpu/optimizer_step.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "core/simd-inl.h"
+#include "ops/cpu/row-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace elwise::cpu::HWY_NAMESPACE {
+namespace {
+
+template <class T>
+void adam_range(const AdamStep& args, int64_t begin, int64_t end) {
+  const hn::ScalableTag<T> d;
+  T* param = static_cast<T*>(args.param);
+  const T* grad = static_cast<const T*>(args.grad);
+  T* mean = static_cast<T*>(args.m);
+  T* square = static_cast<T*>(args.v);
+  const auto set = [d](double value) HWY_ATTR { return hn::Set(d, static_cast<T>(value)); };
+  const auto keep = set(args.decoupled ? 1 - args.lr * args.weight_decay : 1);
+  const auto regularisation = set(args.weight_decay);
+  const bool regularised = !args.decoupled && args.weight_decay != 0;
+  const auto beta1 = set(args.beta1), rest1 = set(1 - args.beta1);
+  const auto beta2 = set(args.beta2), rest2 = set(1 - args.beta2);
+  const auto eps = set(args.eps), v_scale = set(args.v_scale), step_size = set(args.step_size);
+  const bool adaptive = args.adaptive;
+  for_each_vector(d, begin, end, [&](int64_t i, int64_t n) HWY_ATTR {
+    const auto p = load_lanes(d, param + i, n);
+    auto g = load_lanes(d, grad + i, n);
+    if (regularised) g = hn::MulAdd(regularisation, p, g);
+    const auto m = hn::MulAdd(beta1, load_lanes(d, mean + i, n), hn::Mul(rest1, g));
+    const auto v = hn::MulAdd(beta2, load_lanes(d, square + i, n), hn::Mul(hn::Mul(rest2, g), g));
+    const auto move = adaptive ? hn::Div(m, hn::MulAdd(hn::Sqrt(v), v_scale, eps)) : m;
+    store_lanes(d, m, mean + i, n);
+    store_lanes(d, v, square + i, n);
+    store_lanes(d, hn::NegMulAdd(step_size, move, hn::Mul(p, keep)), param + i, n);
+  });
+}
+
+template <class T>
+void sgd_range(const SgdStep& args, int64_t begin, int64_t end) {
+  const hn::ScalableTag<T> d;
+  T* param = static_cast<T*>(args.param);
+  const T* grad = static_cast<const T*>(args.grad);
+  T* velocity = args.momentum == 0 ? nullptr : static_cast<T*>(args.velocity);
+  const auto lr = hn::Set(d, static_cast<T>(args.lr));
+  const auto weight_decay = hn::Set(d, static_cast<T>(args.weight_decay));
+  const auto momentum = hn::Set(d, static_cast<T>(args.momentum));
+  const bool regularised = args.weight_decay != 0, nesterov = args.nesterov, first = args.first;
+  for_each_vector(d, begin, end, [&](int64_t i, int64_t n) HWY_ATTR {
+    const auto p = load_lanes(d, param + i, n);
+    auto g = load_lanes(d, grad + i, n);
+    if (regularised) g = hn::MulAdd(weight_decay, p, g);
+    if (velocity != nullptr) {
+      const auto v = first ? g : hn::MulAdd(momentum, load_lanes(d, velocity + i, n), g);
+      store_lanes(d, v, velocity + i, n);
+      g = nesterov ? hn::MulAdd(momentum, v, g) : v;
+    }
+    store_lanes(d, hn::NegMulAdd(lr, g, p), param + i, n);
+  });
+}
+
+void adam_step(const AdamStep& args) {
+  dispatch_f32_f64(args.dtype, "adam_step", [&]<class T>() {
+    parallel_for(args.count, kElementsPerThread,
+                 [&](int64_t begin, int64_t end) { adam_range<T>(args, begin, end); });
+  });
+}
+
+void sgd_step(const SgdStep& args) {
+  dispatch_f32_f64(args.dtype, "sgd_step", [&]<class T>() {
+    parallel_for(args.count, kElementsPerThread,
+                 [&](int64_t begin, int64_t end) { sgd_range<T>(args, begin, end); });
+  });
+}
+
+template <class T>
+void squares(const SumOfSquares& args) {
+  const hn::ScalableTag<T> d;
+  const T* x = static_cast<const T*>(args.x);
+  *args.result = parallel_sum_terms(d, args.count, [=](int64_t i, int64_t n) HWY_ATTR {
+    const auto v = load_lanes(d, x + i, n);
+    return hn::Mul(v, v);
+  });
+}
+
+void sum_of_squares(const SumOfSquares& args) {
+  dispatch_f32_f64(args.dtype, "sum_of_squares", [&]<class T>() { squares<T>(args); });
+}
+
+}  // namespace
+}  // namespace elwise::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace elwise::cpu {
+
+HWY_EXPORT(adam_step);
+HWY_EXPORT(sgd_step);
+HWY_EXPORT(sum_of_squares);
+
+void adam_step(const AdamStep& args) {
+  HWY_DYNAMIC_DISPATCH(adam_step)(args);
+}
+
+void sgd_step(const SgdStep& args) {
+  HWY_DYNAMIC_DISPATCH(sgd_step)(args);
+}
+
+void sum_of_squares(const SumOfSquares& args) {
+  HWY_DYNAMIC_DISPATCH(sum_of_squares)(args);
+}
+
+}  // namespace elwise::cpu
+#endif

@@ -1,0 +1,137 @@
+#include "ops/softmax_kernels.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "core/parallel.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/cpu/softmax.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "core/simd-inl.h"
+#include "ops/cpu/row-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace elwise::cpu::HWY_NAMESPACE {
+namespace {
+
+/// Lanes of d, true where visible[0 .. n - 1] is.
+template <class D>
+HWY_INLINE hn::MFromD<D> load_mask(D d, const bool* visible, int64_t n) {
+  const hn::Rebind<uint8_t, D> d8;
+  const hn::Rebind<uint32_t, D> d32;
+  const auto wide = hn::PromoteTo(d32, load_lanes(d8, reinterpret_cast<const uint8_t*>(visible), n));
+  if constexpr (sizeof(hn::TFromD<D>) == 4) {
+    return hn::RebindMask(d, hn::Ne(wide, hn::Zero(d32)));
+  } else {
+    const hn::Rebind<uint64_t, D> d64;
+    return hn::RebindMask(d, hn::Ne(hn::PromoteTo(d64, wide), hn::Zero(d64)));
+  }
+}
+
+/// y = softmax(x) over [0, count), of which `visible` hides some columns unless it is null (kMasked false).
+/// What the hidden columns hold has no effect.
+template <class T, bool kMasked>
+void softmax_row(const T* x, T* y, int64_t count, const bool* visible) {
+  const hn::ScalableTag<T> d;
+  const auto hidden = hn::Set(d, -std::numeric_limits<T>::infinity());
+  const auto load_logits = [=](int64_t i, int64_t n) HWY_ATTR {
+    const auto v = load_lanes(d, x + i, n);
+    if constexpr (kMasked) {
+      return hn::IfThenElse(load_mask(d, visible + i, n), v, hidden);
+    } else {
+      return v;
+    }
+  };
+  const auto largest = hn::Set(d, max_terms(d, count, load_logits));
+  const double sum = sum_terms(d, 0, count, [&](int64_t i, int64_t n) HWY_ATTR {
+    const auto e = ExpNonPositive(d, hn::Sub(load_logits(i, n), largest));
+    store_lanes(d, e, y + i, n);
+    return e;
+  });
+  const auto scale = hn::Set(d, static_cast<T>(1 / sum));
+  for_each_vector(d, 0, count, [&](int64_t i, int64_t n) HWY_ATTR {
+    auto v = hn::Mul(load_lanes(d, y + i, n), scale);
+    if constexpr (kMasked) v = hn::IfThenElseZero(load_mask(d, visible + i, n), v);
+    store_lanes(d, v, y + i, n);
+  });
+}
+
+template <class T>
+void forward(const SoftmaxForward& args) {
+  const int64_t cols = args.cols;
+  parallel_for(args.rows, rows_per_thread(cols), [&](int64_t begin, int64_t end) HWY_ATTR {
+    for (int64_t row = begin; row < end; ++row) {
+      const T* x = static_cast<const T*>(args.x) + row * cols;
+      T* y = static_cast<T*>(args.y) + row * cols;
+      int64_t count = args.causal ? std::min(cols, row % args.queries + 1) : cols;
+      if (args.key_mask == nullptr) {
+        softmax_row<T, false>(x, y, count, nullptr);
+      } else {
+        const bool* visible = args.key_mask + row / (args.rows / args.batch) * cols;
+        if (std::find(visible, visible + count, true) == visible + count) {
+          count = 0;
+        } else {
+          softmax_row<T, true>(x, y, count, visible);
+        }
+      }
+      std::fill(y + count, y + cols, T(0));
+    }
+  });
+}
+
+template <class T>
+void backward_row(const T* y, const T* dy, T* dx, int64_t cols) {
+  const hn::ScalableTag<T> d;
+  const double sum = sum_terms(d, 0, cols, [&](int64_t i, int64_t n) HWY_ATTR {
+    return hn::Mul(load_lanes(d, y + i, n), load_lanes(d, dy + i, n));
+  });
+  const auto dot = hn::Set(d, static_cast<T>(sum));
+  for_each_vector(d, 0, cols, [&](int64_t i, int64_t n) HWY_ATTR {
+    const auto v = hn::Mul(load_lanes(d, y + i, n), hn::Sub(load_lanes(d, dy + i, n), dot));
+    store_lanes(d, v, dx + i, n);
+  });
+}
+
+template <class T>
+void backward(const SoftmaxBackward& args) {
+  parallel_for(args.rows, rows_per_thread(args.cols), [&](int64_t begin, int64_t end) HWY_ATTR {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t offset = row * args.cols;
+      backward_row(static_cast<const T*>(args.y) + offset, static_cast<const T*>(args.dy) + offset,
+                   static_cast<T*>(args.dx) + offset, args.cols);
+    }
+  });
+}
+
+void softmax_forward(const SoftmaxForward& args) {
+  dispatch_f32_f64(args.dtype, "softmax_forward", [&]<class T>() { forward<T>(args); });
+}
+
+void softmax_backward(const SoftmaxBackward& args) {
+  dispatch_f32_f64(args.dtype, "softmax_backward", [&]<class T>() { backward<T>(args); });
+}
+
+}  // namespace
+}  // namespace elwise::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace elwise::cpu {
+
+HWY_EXPORT(softmax_forward);
+HWY_EXPORT(softmax_backward);
+
+void softmax_forward(const SoftmaxForward& args) {
+  HWY_DYNAMIC_DISPATCH(softmax_forward)(args);
+}
+
+void softmax_backward(const SoftmaxBackward& args) {
+  HWY_DYNAMIC_DISPATCH(softmax_backward)(args);
+}
+
+}  // namespace elwise::cpu
+#endif

@@ -1,0 +1,98 @@
+#include "ops/ea_series.h"
+
+#include "autograd/node.h"
+#include "core/dispatch.h"
+#include "ops/cumsum.h"
+#include "ops/ea_series_kernels.h"
+#include "ops/elementwise.h"
+#include "ops/reduce.h"
+#include "ops/view.h"
+
+namespace elwise {
+namespace {
+
+void check_order(const char* op, int order) {
+  ELWISE_CHECK(order >= 0 && order <= kEaSeriesMaxOrder && order % 2 == 0, op,
+               ": expected an even order in 0 .. ", kEaSeriesMaxOrder, ", got ", order,
+               " (the polynomial of an odd order is not positive)");
+}
+
+}  // namespace
+
+Tensor ea_series(const Tensor& q, const Tensor& k, const Tensor& v, int order,
+                 const AttentionOptions& options) {
+  check_order("ea_series", order);
+  check_attention("ea_series", q, k, v, options);
+  const int64_t batch = q.size(0), length = q.size(1), channels = q.size(2);
+  const Tensor y = empty(q.shape(), q.options());
+  Tensor carry;
+  if (needs_gradient({q, k, v})) {
+    carry = empty({batch, ea_series_carries(length, options.causal), ea_series_carry_rows(order), channels},
+                  q.options());
+  }
+  ELWISE_DISPATCH(q.device(), ea_series_forward,
+                  {.dtype = q.dtype(),
+                   .q = q.data(),
+                   .k = k.data(),
+                   .v = v.data(),
+                   .y = y.data(),
+                   .batch = batch,
+                   .length = length,
+                   .channels = channels,
+                   .order = order,
+                   .causal = options.causal,
+                   .key_mask = key_mask_data(options),
+                   .carry = carry.defined() ? carry.data() : nullptr});
+  const auto backward = [order, causal = options.causal, saved_mask = SavedTensor(options.key_mask),
+                         saved_q = SavedTensor(q), saved_k = SavedTensor(k), saved_v = SavedTensor(v),
+                         saved_carry = SavedTensor(carry)](const BackwardContext& context) {
+    const Tensor& query = saved_q.get();
+    const Tensor dq = empty(query.shape(), query.options()), dk = empty(query.shape(), query.options()),
+                 dv = empty(query.shape(), query.options());
+    ELWISE_DISPATCH(query.device(), ea_series_backward,
+                    {.dtype = query.dtype(),
+                     .q = query.data(),
+                     .k = saved_k.get().data(),
+                     .v = saved_v.get().data(),
+                     .dy = context.gradient().data(),
+                     .carry = saved_carry.get().data(),
+                     .dq = dq.data(),
+                     .dk = dk.data(),
+                     .dv = dv.data(),
+                     .batch = query.size(0),
+                     .length = query.size(1),
+                     .channels = query.size(2),
+                     .order = order,
+                     .causal = causal,
+                     .key_mask = key_mask_data({.key_mask = saved_mask.get()})});
+    return std::vector{dq, dk, dv};
+  };
+  return record("ea_series", {q, k, v}, y, backward);
+}
+
+Tensor ea_series_composed(const Tensor& q, const Tensor& k, const Tensor& v, int order,
+                          const AttentionOptions& options) {
+  check_order("ea_series_composed", order);
+  check_attention("ea_series_composed", q, k, v, options);
+  const auto accumulated = [&](const Tensor& terms) {
+    return options.causal ? cumsum(terms, 1) : sum(terms, 1, /*keep_dim=*/true);
+  };
+  Tensor weight = exp(neg(mul(k, k)));
+  if (options.key_mask.defined()) {
+    weight = where(reshape(options.key_mask, {q.size(0), q.size(1), 1}), weight, zeros({}, q.options()));
+  }
+  Tensor numerator, denominator;
+  double coefficient = 1;
+  for (int n = 0; n <= order; ++n) {
+    const Tensor key_power = mul(weight, pow(k, n));
+    const Tensor query_power = mul(pow(q, n), coefficient);
+    const Tensor s = mul(query_power, accumulated(mul(key_power, v)));
+    const Tensor z = mul(query_power, accumulated(key_power));
+    numerator = n == 0 ? s : add(numerator, s);
+    denominator = n == 0 ? z : add(denominator, z);
+    coefficient *= 2.0 / (n + 1);
+  }
+  return div(numerator, denominator);
+}
+
+}  // namespace elwise

@@ -1,0 +1,85 @@
+#pragma once
+
+#include "core/cost.h"
+#include "core/dtype.h"
+
+namespace elwise {
+
+inline constexpr int kEaSeriesMaxOrder = 16;
+
+/// The causal form keeps its moments at every 128th row: backward re-runs one chunk at a time from there.
+inline constexpr int64_t kEaSeriesChunk = 128;
+
+/// Moment sets that forward keeps for backward: those before each chunk (causal), or the totals.
+constexpr int64_t ea_series_carries(int64_t length, bool causal) {
+  return causal ? (length + kEaSeriesChunk - 1) / kEaSeriesChunk : 1;
+}
+
+/// Rows of one moment set: S_0 .. S_t, Z_0 .. Z_t, and kappa (the minimum of |k| over the visible keys).
+constexpr int64_t ea_series_carry_rows(int64_t order) {
+  return 2 * order + 3;
+}
+
+/// EA-series of even order t (eq. 5, 6 of arXiv 2501.05730), channel by channel. With c_n = 2^n / n! and
+/// w_j = exp(kappa^2 - k_j^2): S_n = sum_j w_j k_j^n v_j, Z_n = sum_j w_j k_j^n over the visible keys j (j <=
+/// i when causal); y_i = sum_n c_n q_i^n S_n / sum_n c_n q_i^n Z_n. A query that sees no key has y = 0.
+struct EaSeriesForward {
+  DType dtype;
+  const void* q;  // [batch, length, channels]
+  const void* k;  // [batch, length, channels]
+  const void* v;  // [batch, length, channels]
+  void* y;        // [batch, length, channels]
+  int64_t batch;
+  int64_t length;
+  int64_t channels;
+  int order;
+  bool causal;
+  const bool* key_mask = nullptr;  // [batch, length], true = visible
+  void* carry =
+      nullptr;  // [batch, ea_series_carries, ea_series_carry_rows, channels]; only backward needs it
+
+  KernelCost cost() const {
+    const double n = static_cast<double>(batch * length * channels),
+                 bytes = n * static_cast<double>(size_of(dtype));
+    return {.flops = n * (8.0 * order + 12), .bytes_read = 3 * bytes, .bytes_written = bytes};
+  }
+};
+
+/// The analytic gradient: with N_i, D_i the two polynomials, a_i = dy_i / D_i and b_i = -dy_i y_i / D_i,
+/// dq_i = sum_n n c_n q_i^(n-1) (a_i S_n + b_i Z_n); A_n = sum_i c_n q_i^n a_i, B_n = sum_i c_n q_i^n b_i
+/// over the queries i that see j; dv_j = w_j sum_n k_j^n A_n; dk_j = w_j sum_n (n k_j^(n-1) - 2 k_j^(n+1))
+/// (v_j A_n + B_n).
+struct EaSeriesBackward {
+  DType dtype;
+  const void* q;  // [batch, length, channels], as all but carry
+  const void* k;
+  const void* v;
+  const void* dy;
+  const void* carry;  // [batch, ea_series_carries, ea_series_carry_rows, channels]
+  void* dq;
+  void* dk;
+  void* dv;
+  int64_t batch;
+  int64_t length;
+  int64_t channels;
+  int order;
+  bool causal;
+  const bool* key_mask = nullptr;  // [batch, length], true = visible
+
+  KernelCost cost() const {
+    const double n = static_cast<double>(batch * length * channels),
+                 bytes = n * static_cast<double>(size_of(dtype));
+    return {.flops = n * (22.0 * order + 30), .bytes_read = 4 * bytes, .bytes_written = 3 * bytes};
+  }
+};
+
+namespace cpu {
+void ea_series_forward(const EaSeriesForward&);
+void ea_series_backward(const EaSeriesBackward&);
+}  // namespace cpu
+namespace cuda {
+void ea_series_forward(const EaSeriesForward&);
+void ea_series_backward(const EaSeriesBackward&);
+}  // namespace cuda
+
+}  // namespace elwise

@@ -1,0 +1,21 @@
+#pragma once
+
+#include "core/tensor.h"
+
+namespace elwise {
+
+/// Layer normalisation over the last dimension (Ba et al., arXiv 1607.06450): (x - mean) / sqrt(variance +
+/// eps) * weight + bias, with the biased variance. weight and bias [cols] may be undefined (1 and 0).
+/// Differentiable.
+Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps = 1e-5);
+
+struct AddLayerNormResult {
+  Tensor normalized;  // layer_norm(sum)
+  Tensor sum;         // x + residual
+};
+/// layer_norm(x + residual) in one pass over memory: Post-LN takes `normalized`, Pre-LN both. Differentiable
+/// in all inputs.
+AddLayerNormResult add_layer_norm(const Tensor& x, const Tensor& residual, const Tensor& weight,
+                                  const Tensor& bias, double eps = 1e-5);
+
+}  // namespace elwise

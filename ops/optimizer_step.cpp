@@ -1,0 +1,118 @@
+#include "ops/optimizer_step.h"
+
+#include <cmath>
+
+#include "core/dispatch.h"
+#include "ops/argument_checks.h"
+#include "ops/elementwise_kernels.h"
+#include "ops/optimizer_step_kernels.h"
+
+namespace elwise {
+namespace {
+
+void check_state(const char* op, const char* name, const Tensor& param, const Tensor& state) {
+  check_same_kind(op, "param", param, name, state);
+  check_shape(op, name, state, param.shape());
+}
+
+/// x *= factor, in place.
+void scale(const Tensor& x, double factor) {
+  ELWISE_DISPATCH(x.device(), unary_forward,
+                  {.dtype = x.dtype(),
+                   .op = UnaryOp::mul_scalar,
+                   .x = x.data(),
+                   .y = x.data(),
+                   .count = x.count(),
+                   .p0 = factor});
+  x.storage()->bump_version();
+}
+
+}  // namespace
+
+void adam_step(AdamKind kind, const AdamOptions& options, int64_t step, const Tensor& param,
+               const Tensor& grad, const Tensor& m, const Tensor& v) {
+  check_floating("adam_step", "param", param);
+  check_state("adam_step", "grad", param, grad);
+  check_state("adam_step", "m", param, m);
+  check_state("adam_step", "v", param, v);
+  ELWISE_CHECK(step >= 1, "adam_step: expected step >= 1, got ", step);
+  const auto t = static_cast<double>(step);
+  const double correction1 = 1 - std::pow(options.beta1, t), correction2 = 1 - std::pow(options.beta2, t);
+  double step_size = options.lr / correction1;
+  bool adaptive = true;
+  if (kind == AdamKind::radam) {
+    // Liu et al., algorithm 2: the variance of the adaptive rate is tractable once rho > 5 (PyTorch's
+    // threshold).
+    const double rho_inf = 2 / (1 - options.beta2) - 1;
+    const double rho = rho_inf - 2 * t * (1 - correction2) / correction2;
+    adaptive = rho > 5;
+    if (adaptive) {
+      step_size *= std::sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho));
+    }
+  }
+  // RAdam adds eps to sqrt(v) before the bias correction, Adam after it.
+  const double v_scale = kind == AdamKind::radam ? 1 : 1 / std::sqrt(correction2);
+  if (kind == AdamKind::radam && adaptive) step_size *= std::sqrt(correction2);
+  ELWISE_DISPATCH(param.device(), adam_step,
+                  {.dtype = param.dtype(),
+                   .param = param.data(),
+                   .grad = grad.data(),
+                   .m = m.data(),
+                   .v = v.data(),
+                   .count = param.count(),
+                   .lr = options.lr,
+                   .beta1 = options.beta1,
+                   .beta2 = options.beta2,
+                   .eps = options.eps,
+                   .weight_decay = options.weight_decay,
+                   .decoupled = kind == AdamKind::adamw,
+                   .step_size = step_size,
+                   .v_scale = v_scale,
+                   .adaptive = adaptive});
+  for (const Tensor& changed : {param, m, v}) changed.storage()->bump_version();
+}
+
+void sgd_step(const SgdOptions& options, int64_t step, const Tensor& param, const Tensor& grad,
+              const Tensor& velocity) {
+  check_floating("sgd_step", "param", param);
+  check_state("sgd_step", "grad", param, grad);
+  ELWISE_CHECK(step >= 1, "sgd_step: expected step >= 1, got ", step);
+  const bool moving = options.momentum != 0;
+  if (moving) check_state("sgd_step", "velocity", param, velocity);
+  ELWISE_DISPATCH(param.device(), sgd_step,
+                  {.dtype = param.dtype(),
+                   .param = param.data(),
+                   .grad = grad.data(),
+                   .count = param.count(),
+                   .lr = options.lr,
+                   .weight_decay = options.weight_decay,
+                   .momentum = options.momentum,
+                   .nesterov = options.nesterov,
+                   .first = step == 1,
+                   .velocity = moving ? velocity.data() : nullptr});
+  param.storage()->bump_version();
+  if (moving) velocity.storage()->bump_version();
+}
+
+double clip_gradient_norm(const std::vector<Tensor>& gradients, double max_norm) {
+  ELWISE_CHECK(max_norm > 0, "clip_gradient_norm: expected max_norm > 0, got ", max_norm);
+  double sum = 0;
+  for (const Tensor& gradient : gradients) {
+    if (!gradient.defined()) continue;
+    check_floating("clip_gradient_norm", "gradient", gradient);
+    double squares = 0;
+    ELWISE_DISPATCH(
+        gradient.device(), sum_of_squares,
+        {.dtype = gradient.dtype(), .x = gradient.data(), .result = &squares, .count = gradient.count()});
+    sum += squares;
+  }
+  const double norm = std::sqrt(sum);
+  if (norm > max_norm) {
+    for (const Tensor& gradient : gradients) {
+      if (gradient.defined()) scale(gradient, max_norm / norm);
+    }
+  }
+  return norm;
+}
+
+}  // namespace elwise

@@ -1,0 +1,82 @@
+#pragma once
+
+#include "core/cost.h"
+#include "core/dtype.h"
+
+namespace elwise {
+
+/// One step of Adam, AdamW or RAdam in one pass. With g = grad (+ weight_decay * param unless decoupled):
+/// m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2; param *= 1 - lr * weight_decay if decoupled;
+/// then param -= step_size * m / (sqrt(v) * v_scale + eps), or param -= step_size * m when adaptive is false
+/// (RAdam's first steps). The op folds the bias corrections and RAdam's rectification into step_size and
+/// v_scale.
+struct AdamStep {
+  DType dtype;
+  void* param;       // [count]
+  const void* grad;  // [count]
+  void* m;           // [count]
+  void* v;           // [count]
+  int64_t count;
+  double lr;
+  double beta1;
+  double beta2;
+  double eps;
+  double weight_decay;
+  bool decoupled;
+  double step_size;
+  double v_scale;
+  bool adaptive;
+
+  KernelCost cost() const {
+    const double n = static_cast<double>(count), bytes = n * static_cast<double>(size_of(dtype));
+    return {.flops = 14 * n, .bytes_read = 4 * bytes, .bytes_written = 3 * bytes};
+  }
+};
+
+/// SGD: g = grad + weight_decay * param; with momentum: velocity = momentum * velocity + g (g on the first
+/// step), and g = velocity, or g + momentum * velocity for Nesterov; param -= lr * g.
+struct SgdStep {
+  DType dtype;
+  void* param;       // [count]
+  const void* grad;  // [count]
+  int64_t count;
+  double lr;
+  double weight_decay;
+  double momentum;
+  bool nesterov;
+  bool first;                // the first step: velocity holds nothing yet
+  void* velocity = nullptr;  // [count], where momentum is not 0
+
+  KernelCost cost() const {
+    const double n = static_cast<double>(count), bytes = n * static_cast<double>(size_of(dtype));
+    const bool moving = velocity != nullptr;
+    return {
+        .flops = 6 * n, .bytes_read = (moving ? 3 : 2) * bytes, .bytes_written = (moving ? 2 : 1) * bytes};
+  }
+};
+
+/// result[0] = sum of x[i]^2, added in chunks whose bounds depend on count only.
+struct SumOfSquares {
+  DType dtype;
+  const void* x;   // [count]
+  double* result;  // [1]
+  int64_t count;
+
+  KernelCost cost() const {
+    const double n = static_cast<double>(count);
+    return {.flops = 2 * n, .bytes_read = n * static_cast<double>(size_of(dtype)), .bytes_written = 0};
+  }
+};
+
+namespace cpu {
+void adam_step(const AdamStep&);
+void sgd_step(const SgdStep&);
+void sum_of_squares(const SumOfSquares&);
+}  // namespace cpu
+namespace cuda {
+void adam_step(const AdamStep&);
+void sgd_step(const SgdStep&);
+void sum_of_squares(const SumOfSquares&);
+}  // namespace cuda
+
+}  // namespace elwise

@@ -1,0 +1,10 @@
+#pragma once
+
+#include "core/tensor.h"
+
+namespace elwise {
+
+/// exp(x) / sum exp(x) over dimension `dim`, the maximum subtracted first. f32 and f64; differentiable.
+Tensor softmax(const Tensor& x, int dim = -1);
+
+}  // namespace elwise

@@ -1,0 +1,161 @@
+#include "ops/loss.h"
+
+#include <cmath>
+
+#include "ops/elementwise.h"
+#include "tests/support/naive_softmax.h"
+#include "tests/support/op_variants.h"
+
+namespace elwise::testing {
+namespace {
+
+constexpr int64_t kIgnored = -100;
+
+/// Targets in [0, classes), every third one ignored where `some_ignored`.
+Tensor targets(int64_t rows, int64_t classes, bool some_ignored, int64_t ignore_index) {
+  std::vector<int64_t> values;
+  for (int64_t row = 0; row < rows; ++row) {
+    values.push_back(some_ignored && row % 3 == 1 ? ignore_index : (row * 5 + 2) % classes);
+  }
+  return from_vector(values, {rows});
+}
+
+OpTest cross_entropy_test(const Shape& shape, const Tensor& target, int64_t ignore_index) {
+  return {
+      .name = detail::concatenate("cross_entropy ", shape, " ignoring ", ignore_index),
+      .op = [=](const std::vector<Tensor>& in) { return cross_entropy(in[0], in[1], ignore_index); },
+      .inputs = {uniform(shape, -4, 4), target},
+      .naive =
+          [=](const std::vector<Values>& in) {
+            return Values{naive::cross_entropy(in[0], {in[1].begin(), in[1].end()}, shape[1], ignore_index)};
+          }};
+}
+
+TEST_CASE("cross_entropy, with and without ignored rows") {
+  std::vector<Shape> shapes{{51, 1027}, {1027, 51}, {2053, 31}};
+  for (const int64_t size : kOddSizes) shapes.insert(shapes.end(), {{3, size}, {size, 2}});
+  for (const Shape& shape : shapes) {
+    for (const int64_t ignore_index : {kIgnored, int64_t{0}}) {
+      for (const bool some_ignored : {false, true}) {
+        const Tensor target = targets(shape[0], shape[1], some_ignored, ignore_index);
+        check_op_variants(cross_entropy_test(shape, target, ignore_index));
+      }
+    }
+  }
+}
+
+TEST_CASE("cross_entropy of no counted row is 0, with a gradient of 0") {
+  for (const DType dtype : {DType::f32, DType::f64}) {
+    for (const int64_t rows : {0, 1, 33}) {
+      const Tensor logits = cast(uniform({rows, 5}), dtype).set_requires_grad();
+      const Tensor loss = cross_entropy(logits, full({rows}, kIgnored, {.dtype = DType::i64}));
+      CHECK(loss.item() == 0);
+      loss.backward();
+      CHECK(values_of(logits.grad()) == Values(static_cast<size_t>(rows * 5), 0));
+    }
+  }
+}
+
+TEST_CASE("what ignored rows hold has no effect") {
+  Tensor logits = uniform({3, 7});
+  const Tensor target = from_vector<int64_t>({4, kIgnored, 6}, {3});
+  const double expected = cross_entropy(logits, target).item();
+  std::fill_n(logits.data<double>() + 7, 7, NAN);
+  logits.set_requires_grad();
+  const Tensor loss = cross_entropy(logits, target);
+  CHECK(loss.item() == expected);
+  loss.backward();
+  for (const double value : values_of(logits.grad())) CHECK(std::isfinite(value));
+}
+
+TEST_CASE("cross_entropy of large logits") {
+  struct Case {
+    Values row;
+    double loss;
+  };
+  const Case cases[] = {
+      {{1e4, -1e4, 0}, 0}, {{0, 1e4, -1e4}, 1e4}, {{-1e4, -1e4, -1e4}, std::log(3.0)}, {{1, NAN, 1}, NAN}};
+  for (const auto& [row, loss] : cases) {
+    for (const DType dtype : {DType::f32, DType::f64}) {
+      const Tensor logits = cast(from_vector(row, {1, 3}), dtype);
+      const Tensor y = cross_entropy(logits, from_vector<int64_t>({0}, {1}));
+      check_close(values_of(y), {loss}, dtype == DType::f32 ? kF32Tolerance : kF64Tolerance, "cross_entropy");
+    }
+  }
+}
+
+TEST_CASE("mse_loss and l1_loss") {
+  for (const bool squared : {true, false}) {
+    std::vector<Shape> shapes{{}, {2, 3, 5}, {51, 1027}};
+    for (const int64_t size : kOddSizes) shapes.push_back({size});
+    for (const Shape& shape : shapes) {
+      check_op_variants({.name = detail::concatenate(squared ? "mse_loss " : "l1_loss ", shape),
+                         .op =
+                             [=](const std::vector<Tensor>& in) {
+                               return squared ? mse_loss(in[0], in[1]) : l1_loss(in[0], in[1]);
+                             },
+                         .inputs = {on_grid(shape), on_grid(shape, 1.0 / 16)},
+                         .naive =
+                             [=](const std::vector<Values>& in) {
+                               return Values{squared ? naive::mse_loss(in[0], in[1])
+                                                     : naive::l1_loss(in[0], in[1])};
+                             }});
+    }
+  }
+}
+
+TEST_CASE("l1_loss: equal elements have a gradient of 0") {
+  const Tensor x = leaf({1, 2, 3}, {3}), target = leaf({1, 5, -1}, {3});
+  l1_loss(x, target).backward();
+  const double third = 1.0 / 3;
+  check_close(values_of(x.grad()), {0, -third, third}, kF64Tolerance, "x");
+  check_close(values_of(target.grad()), {0, third, -third}, kF64Tolerance, "target");
+}
+
+TEST_CASE("a NaN spoils the loss") {
+  Tensor x = uniform({33});
+  x.data<double>()[20] = NAN;
+  for (const DType dtype : {DType::f32, DType::f64}) {
+    CHECK(std::isnan(mse_loss(cast(x, dtype), zeros({33}, {.dtype = dtype})).item()));
+    CHECK(std::isnan(l1_loss(zeros({33}, {.dtype = dtype}), cast(x, dtype)).item()));
+  }
+}
+
+TEST_CASE("errors") {
+  const Tensor logits = uniform({2, 3}), index = arange(2);
+  const auto target = [](int64_t a, int64_t b) { return from_vector<int64_t>({a, b}, {2}); };
+  check_error([&] { cross_entropy(index, index); },
+              "cross_entropy: expected logits of dtype f32 or f64, got i64");
+  check_error([&] { cross_entropy(uniform({3}), index); },
+              "cross_entropy: expected logits [rows, classes], got [3]");
+  check_error(
+      [&] {
+        cross_entropy(uniform({2, 0}), index);
+      },
+      "cross_entropy: expected logits [rows, classes], got [2, 0]");
+  check_error([&] { cross_entropy(logits, logits); },
+              "cross_entropy: expected target of i64 on cpu, got f64 on cpu");
+  check_error([&] { cross_entropy(logits, arange(3)); },
+              "cross_entropy: expected target of shape [2], got [3]");
+  check_error([&] { cross_entropy(logits, target(0, 3)); },
+              "cross_entropy: target 3 at row 1 is outside [0, 3)");
+  check_error([&] { cross_entropy(logits, target(-1, 0)); },
+              "cross_entropy: target -1 at row 0 is outside [0, 3)");
+  check_error([&] { cross_entropy(logits, target(kIgnored, 0), -1); },
+              "cross_entropy: target -100 at row 0 is outside [0, 3)");
+  for (const auto& [name, loss] : {std::pair{"mse_loss", &mse_loss}, std::pair{"l1_loss", &l1_loss}}) {
+    const std::string op = name;
+    check_error([&] { loss(index, index); }, op + ": expected x of dtype f32 or f64, got i64");
+    check_error([&] { loss(logits, cast(logits, DType::f32)); },
+                op + ": expected target of f64 on cpu like x, got f32 on cpu");
+    check_error([&] { loss(logits, uniform({3})); }, op + ": expected target of shape [2, 3], got [3]");
+    check_error(
+        [&] {
+          loss(uniform({0, 3}), uniform({0, 3}));
+        },
+        op + ": expected at least one element, got [0, 3]");
+  }
+}
+
+}  // namespace
+}  // namespace elwise::testing

@@ -1,0 +1,146 @@
+#include "ops/norm.h"
+
+#include <cmath>
+
+#include "ops/elementwise.h"
+#include "ops/view.h"
+#include "tests/support/naive_norm.h"
+#include "tests/support/op_variants.h"
+
+namespace elwise::testing {
+namespace {
+
+/// Shapes [rows, cols] with every odd size on each side, and two that several threads share.
+std::vector<Shape> matrix_shapes() {
+  std::vector<Shape> shapes{{1027, 33}, {33, 1027}, {1, 1}, {3, 3}, {257, 768}};
+  for (const int64_t size : kOddSizes) shapes.insert(shapes.end(), {{2, size}, {size, 31}});
+  return shapes;
+}
+
+Tensor optional(bool present, int64_t size) {
+  return present ? uniform({size}) : Tensor();
+}
+
+OpTest layer_norm_test(const Shape& shape, bool has_weight, bool has_bias, double eps) {
+  const int64_t rows = shape.count_before(-1), cols = shape[-1];
+  return {
+      .name = detail::concatenate("layer_norm ", shape, has_weight ? " weight" : "", has_bias ? " bias" : ""),
+      .op = [=](const std::vector<Tensor>& in) { return layer_norm(in[0], in[1], in[2], eps); },
+      .inputs = {uniform(shape), optional(has_weight, cols), optional(has_bias, cols)},
+      .naive =
+          [=](const std::vector<Values>& in) {
+            return naive::layer_norm(in[0], rows, cols, eps, {}, in[1], in[2]).y;
+          }};
+}
+
+TEST_CASE("layer_norm, with and without weight and bias") {
+  for (const bool has_weight : {false, true}) {
+    for (const bool has_bias : {false, true}) {
+      for (const Shape& shape : matrix_shapes()) {
+        check_op_variants(layer_norm_test(shape, has_weight, has_bias, 1e-5));
+      }
+      check_op_variants(layer_norm_test({33}, has_weight, has_bias, 1e-5));
+      check_op_variants(layer_norm_test({2, 3, 31}, has_weight, has_bias, 0.1));
+      check_op_variants(layer_norm_test({3, 32}, has_weight, has_bias, 1e-12));
+    }
+  }
+}
+
+/// Which outputs of add_layer_norm the test's output is made of.
+enum class Outputs : uint8_t { normalized, sum, both };
+
+OpTest add_layer_norm_test(const Shape& shape, bool has_weight, bool has_bias, Outputs outputs) {
+  const int64_t rows = shape.count_before(-1), cols = shape[-1];
+  return {.name = detail::concatenate("add_layer_norm ", shape, has_weight ? " weight" : "",
+                                      has_bias ? " bias" : "", " outputs ", static_cast<int>(outputs)),
+          .op =
+              [=](const std::vector<Tensor>& in) {
+                const auto [normalized, sum] = add_layer_norm(in[0], in[1], in[2], in[3]);
+                if (outputs == Outputs::both) return concat({normalized, sum}, 0);
+                return outputs == Outputs::sum ? sum : normalized;
+              },
+          .inputs = {uniform(shape), uniform(shape), optional(has_weight, cols), optional(has_bias, cols)},
+          .naive =
+              [=](const std::vector<Values>& in) {
+                const naive::LayerNorm y = naive::layer_norm(in[0], rows, cols, 1e-5, in[1], in[2], in[3]);
+                Values result = outputs == Outputs::sum ? Values() : y.y;
+                if (outputs != Outputs::normalized) result.insert(result.end(), y.h.begin(), y.h.end());
+                return result;
+              }};
+}
+
+TEST_CASE("add_layer_norm, gradients through each output and through both") {
+  for (const bool has_weight : {false, true}) {
+    for (const bool has_bias : {false, true}) {
+      for (const Outputs outputs : {Outputs::normalized, Outputs::sum, Outputs::both}) {
+        for (const Shape& shape : matrix_shapes()) {
+          check_op_variants(add_layer_norm_test(shape, has_weight, has_bias, outputs));
+        }
+        check_op_variants(add_layer_norm_test({2, 3, 5}, has_weight, has_bias, outputs));
+      }
+    }
+  }
+}
+
+TEST_CASE("rows with a large mean keep their digits") {
+  for (const int64_t cols : kOddSizes) {
+    if (cols == 1) continue;
+    // Multiples of 1/8 around 1000: f32 holds them exactly.
+    const Values values = values_of(on_grid({3, cols}) + 1000.0);
+    const Tensor x = cast(from_vector(values, {3, cols}), DType::f32);
+    check_close(values_of(layer_norm(x, {}, {})), naive::layer_norm(values, 3, cols, 1e-5).y, kF32Tolerance,
+                "layer_norm");
+  }
+}
+
+TEST_CASE("a constant row gives the bias") {
+  const Tensor weight = full({33}, 3), bias = full({33}, 0.5);
+  CHECK(values_of(layer_norm(full({2, 33}, 7), weight, bias)) == Values(66, 0.5));
+}
+
+TEST_CASE("no rows: empty results, gradients of 0") {
+  for (const DType dtype : {DType::f32, DType::f64}) {
+    const TensorOptions options{.dtype = dtype};
+    const Tensor x = zeros({0, 33}, options).set_requires_grad();
+    const Tensor weight = ones({33}, options).set_requires_grad(),
+                 bias = ones({33}, options).set_requires_grad();
+    const Tensor y = layer_norm(x, weight, bias);
+    y.backward(zeros(y.shape(), options));
+    CHECK(x.grad().shape() == Shape{0, 33});
+    CHECK(values_of(weight.grad()) == Values(33, 0));
+    CHECK(values_of(bias.grad()) == Values(33, 0));
+  }
+}
+
+TEST_CASE("a NaN spoils its own row only") {
+  for (const DType dtype : {DType::f32, DType::f64}) {
+    Tensor x = uniform({5, 33});
+    x.data<double>()[2 * 33 + 8] = NAN;
+    const Values y = values_of(layer_norm(cast(x, dtype), {}, {}));
+    for (size_t i = 0; i < y.size(); ++i) CHECK(std::isnan(y[i]) == (i / 33 == 2));
+  }
+}
+
+TEST_CASE("errors") {
+  const Tensor x = uniform({2, 3}), row = uniform({3}), other = uniform({4}), index = arange(3);
+  check_error([&] { layer_norm(index, {}, {}); }, "layer_norm: expected x of dtype f32 or f64, got i64");
+  check_error([&] { layer_norm(uniform({}), {}, {}); }, "layer_norm: expected x [.., cols], got []");
+  check_error([&] { layer_norm(uniform({3, 0}), {}, {}); }, "layer_norm: expected x [.., cols], got [3, 0]");
+  check_error([&] { layer_norm(x, other, {}); }, "layer_norm: expected weight of shape [3], got [4]");
+  check_error([&] { layer_norm(x, row, other); }, "layer_norm: expected bias of shape [3], got [4]");
+  check_error([&] { layer_norm(x, {}, index); },
+              "layer_norm: expected bias of f64 on cpu like x, got i64 on cpu");
+  check_error([&] { layer_norm(x, cast(row, DType::f32), {}); },
+              "layer_norm: expected weight of f64 on cpu like x, got f32 on cpu");
+  check_error([&] { add_layer_norm(x, row, {}, {}); },
+              "add_layer_norm: expected residual of shape [2, 3], got [3]");
+  check_error([&] { add_layer_norm(x, cast(x, DType::f32), {}, {}); },
+              "add_layer_norm: expected residual of f64 on cpu like x, got f32 on cpu");
+  check_error([&] { add_layer_norm(x, x, other, {}); },
+              "add_layer_norm: expected weight of shape [3], got [4]");
+  check_error([&] { add_layer_norm(index, index, {}, {}); },
+              "add_layer_norm: expected x of dtype f32 or f64, got i64");
+}
+
+}  // namespace
+}  // namespace elwise::testing

@@ -1,0 +1,202 @@
+#include "ops/optimizer_step.h"
+
+#include <cmath>
+
+#include "core/parallel.h"
+#include "ops/elementwise.h"
+#include "tests/support/naive_optimizer.h"
+#include "tests/support/op_variants.h"
+
+namespace elwise::testing {
+namespace {
+
+/// Long enough for several threads.
+constexpr int64_t kLargeCount = 200'003;
+
+std::vector<int64_t> counts() {
+  std::vector<int64_t> counts(std::begin(kOddSizes), std::end(kOddSizes));
+  counts.insert(counts.end(), {0, kLargeCount});
+  return counts;
+}
+
+Tolerance tolerance_of(DType dtype) {
+  return dtype == DType::f32 ? kF32Tolerance : kF64Tolerance;
+}
+
+/// A view of `values` that starts one element into its buffer: unaligned, and the element before it is 7.
+Tensor unaligned_copy(const Values& values, DType dtype) {
+  const auto count = static_cast<int64_t>(values.size());
+  const Tensor buffer = full({count + 1}, 7, {.dtype = dtype});
+  Tensor view = buffer.alias({count}, 1);
+  view.copy_from(cast(from_vector(values, {count}), dtype));
+  return view;
+}
+
+bool is_intact(const Tensor& view) {
+  return view.dtype() == DType::f32 ? view.count() == 0 || view.data<float>()[-1] == 7
+                                    : view.count() == 0 || view.data<double>()[-1] == 7;
+}
+
+void naive_step(AdamKind kind, naive::AdamState& state, const Values& grad, const AdamOptions& options) {
+  const naive::AdamOptions same{options.lr, options.beta1, options.beta2, options.eps, options.weight_decay};
+  if (kind == AdamKind::radam) {
+    naive::radam_step(state, grad, same);
+  } else {
+    naive::adam_step(state, grad, same, kind == AdamKind::adamw);
+  }
+}
+
+TEST_CASE("adam_step: Adam, AdamW and RAdam over the steps where they differ") {
+  const AdamOptions all_options[] = {
+      {},
+      {.lr = 0.1, .weight_decay = 0.01},
+      {.lr = 0.01, .beta1 = 0.5, .beta2 = 0.9, .eps = 1e-3, .weight_decay = 0.1},
+      {.lr = 0.01, .beta1 = 0, .beta2 = 0.99}};
+  for (const AdamKind kind : {AdamKind::adam, AdamKind::adamw, AdamKind::radam}) {
+    for (const AdamOptions& options : all_options) {
+      for (const int64_t count : counts()) {
+        for (const DType dtype : {DType::f32, DType::f64}) {
+          const Values initial = values_of(cast(uniform({count}), dtype));
+          naive::AdamState expected(initial);
+          const Tensor param = unaligned_copy(initial, dtype);
+          const Tensor m = unaligned_copy(expected.m, dtype), v = unaligned_copy(expected.v, dtype);
+          const int64_t steps = count == kLargeCount ? 2 : 9;  // RAdam turns adaptive at its sixth
+          for (int64_t step = 1; step <= steps; ++step) {
+            const Tensor grad = cast(uniform({count}), dtype);
+            const int64_t version = param.storage()->version();
+            adam_step(kind, options, step, param, grad, m, v);
+            CHECK(param.storage()->version() > version);
+            naive_step(kind, expected, values_of(grad), options);
+          }
+          const std::string what = "adam_step " + std::to_string(static_cast<int>(kind));
+          check_close(values_of(param), expected.param, tolerance_of(dtype), what);
+          check_close(values_of(m), expected.m, tolerance_of(dtype), what + " m");
+          check_close(values_of(v), expected.v, tolerance_of(dtype), what + " v");
+          CHECK((is_intact(param) && is_intact(m) && is_intact(v)));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("sgd_step: momentum, Nesterov, weight decay") {
+  const SgdOptions all_options[] = {{},
+                                    {.lr = 0.1, .weight_decay = 0.01},
+                                    {.lr = 0.1, .momentum = 0.9},
+                                    {.lr = 0.1, .momentum = 0.9, .weight_decay = 0.01},
+                                    {.lr = 0.1, .momentum = 0.5, .weight_decay = 0.01, .nesterov = true}};
+  for (const SgdOptions& options : all_options) {
+    for (const int64_t count : counts()) {
+      for (const DType dtype : {DType::f32, DType::f64}) {
+        Values expected = values_of(cast(uniform({count}), dtype)), expected_velocity;
+        const Tensor param = unaligned_copy(expected, dtype);
+        const Tensor velocity =  // the first step takes nothing from it
+            options.momentum == 0 ? Tensor() : unaligned_copy(Values(expected.size(), NAN), dtype);
+        for (int64_t step = 1; step <= 4; ++step) {
+          const Tensor grad = cast(uniform({count}), dtype);
+          sgd_step(options, step, param, grad, velocity);
+          naive::sgd_step(expected, expected_velocity, values_of(grad),
+                          {options.lr, options.momentum, options.weight_decay, options.nesterov});
+        }
+        check_close(values_of(param), expected, tolerance_of(dtype), "sgd_step");
+        CHECK(is_intact(param));
+        if (velocity.defined()) {
+          check_close(values_of(velocity), expected_velocity, tolerance_of(dtype), "sgd_step velocity");
+          CHECK(is_intact(velocity));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("clip_gradient_norm scales all gradients by one factor") {
+  for (const int64_t count : counts()) {
+    for (const DType dtype : {DType::f32, DType::f64}) {
+      const Values first = values_of(cast(uniform({count}), dtype)), second{3, -4, 12};
+      double squares = 0;
+      for (const Values& values : {first, second}) {
+        for (const double value : values) squares += value * value;
+      }
+      const double norm = std::sqrt(squares);
+      for (const double max_norm : {0.5, norm * 0.9, norm * 1.1}) {
+        const Tensor a = unaligned_copy(first, dtype), b = unaligned_copy(second, dtype);
+        const double returned = clip_gradient_norm({a, Tensor(), b}, max_norm);
+        check_close({returned}, {norm}, tolerance_of(dtype), "the norm");
+        const double factor = norm > max_norm ? max_norm / norm : 1;
+        Values expected_a = first, expected_b = second;
+        for (double& value : expected_a) value *= factor;
+        for (double& value : expected_b) value *= factor;
+        check_close(values_of(a), expected_a, tolerance_of(dtype), "a clipped gradient");
+        check_close(values_of(b), expected_b, tolerance_of(dtype), "a clipped gradient");
+        CHECK((is_intact(a) && is_intact(b)));
+      }
+    }
+  }
+  CHECK(clip_gradient_norm({}, 1) == 0);
+  CHECK(clip_gradient_norm({Tensor()}, 1) == 0);
+}
+
+TEST_CASE("clip_gradient_norm of large and of spoilt gradients") {
+  const Tensor large = full({33}, 1e15, {.dtype = DType::f32});
+  CHECK(clip_gradient_norm({large}, 1) == doctest::Approx(1e15 * std::sqrt(33)).epsilon(1e-6));
+  check_close(values_of(large), Values(33, 1 / std::sqrt(33)), kF32Tolerance, "a clipped gradient");
+  CHECK(std::isnan(clip_gradient_norm({full({33}, NAN)}, 1)));
+}
+
+TEST_CASE("the same bits for any thread count") {
+  const int threads = num_threads();
+  const Values initial = values_of(uniform({kLargeCount})), slope = values_of(uniform({kLargeCount}));
+  for (const DType dtype : {DType::f32, DType::f64}) {
+    std::vector<Values> results;
+    for (const int count : {1, 2, 3}) {
+      set_num_threads(count);
+      const Tensor param = unaligned_copy(initial, dtype), grad = unaligned_copy(slope, dtype);
+      const Tensor m = zeros({kLargeCount}, param.options()), v = zeros({kLargeCount}, param.options());
+      const double norm = clip_gradient_norm({grad, param}, 1);
+      adam_step(AdamKind::adamw, {.weight_decay = 0.1}, 1, param, grad, m, v);
+      sgd_step({.momentum = 0.9}, 2, param, grad, m);
+      results.push_back(values_of(param));
+      results.back().push_back(norm);
+    }
+    CHECK(results[1] == results[0]);
+    CHECK(results[2] == results[0]);
+  }
+  set_num_threads(threads);
+}
+
+TEST_CASE("meta runs nothing") {
+  const Tensor x = empty({3}, {.device = kMeta});
+  adam_step(AdamKind::radam, {}, 1, x, x, x, x);
+  sgd_step({}, 1, x, x, {});
+  CHECK(clip_gradient_norm({x}, 1) == 0);
+}
+
+TEST_CASE("errors") {
+  const Tensor x = uniform({3}), other = uniform({4}), index = arange(3), narrow = cast(x, DType::f32);
+  const auto adam = [](const Tensor& param, const Tensor& grad, const Tensor& m, const Tensor& v,
+                       int64_t step) {
+    return [=] { adam_step(AdamKind::adam, {}, step, param, grad, m, v); };
+  };
+  check_error(adam(index, x, x, x, 1), "adam_step: expected param of dtype f32 or f64, got i64");
+  check_error(adam(x, narrow, x, x, 1), "adam_step: expected grad of f64 on cpu like param, got f32 on cpu");
+  check_error(adam(x, other, x, x, 1), "adam_step: expected grad of shape [3], got [4]");
+  check_error(adam(x, x, other, x, 1), "adam_step: expected m of shape [3], got [4]");
+  check_error(adam(x, x, x, other, 1), "adam_step: expected v of shape [3], got [4]");
+  check_error(adam(x, x, x, narrow, 1), "adam_step: expected v of f64 on cpu like param, got f32 on cpu");
+  check_error(adam(x, x, x, x, 0), "adam_step: expected step >= 1, got 0");
+  const auto sgd = [](const Tensor& param, const Tensor& grad, const Tensor& velocity, int64_t step) {
+    return [=] { sgd_step({.momentum = 0.9}, step, param, grad, velocity); };
+  };
+  check_error(sgd(index, x, x, 1), "sgd_step: expected param of dtype f32 or f64, got i64");
+  check_error(sgd(x, other, x, 1), "sgd_step: expected grad of shape [3], got [4]");
+  check_error(sgd(x, x, other, 1), "sgd_step: expected velocity of shape [3], got [4]");
+  check_error(sgd(x, x, narrow, 1), "sgd_step: expected velocity of f64 on cpu like param, got f32 on cpu");
+  check_error(sgd(x, x, {}, 1), "tensor: expected a defined tensor, got an undefined one");
+  check_error(sgd(x, x, x, 0), "sgd_step: expected step >= 1, got 0");
+  check_error([&] { clip_gradient_norm({x}, 0); }, "clip_gradient_norm: expected max_norm > 0, got 0");
+  check_error([&] { clip_gradient_norm({index}, 1); },
+              "clip_gradient_norm: expected gradient of dtype f32 or f64, got i64");
+}
+
+}  // namespace
+}  // namespace elwise::testing

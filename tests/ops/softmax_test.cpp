@@ -1,0 +1,103 @@
+#include "ops/softmax.h"
+
+#include <cmath>
+#include <limits>
+
+#include "ops/elementwise.h"
+#include "tests/support/naive_index.h"
+#include "tests/support/naive_softmax.h"
+#include "tests/support/op_variants.h"
+
+namespace elwise::testing {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+Values naive_softmax(const naive::Array& x, int dim) {
+  const auto at = static_cast<size_t>(dim);
+  return naive::build(x.shape, [&](const naive::Index& index) {
+    Values line;
+    for (int64_t i = 0; i < x.shape[dim]; ++i) line.push_back(x(naive::with(index, dim, i)));
+    return naive::softmax(line, 1, x.shape[dim])[static_cast<size_t>(index[at])];
+  });
+}
+
+void check_softmax(const Shape& shape, int dim) {
+  check_op_variants({.name = detail::concatenate("softmax ", shape, " over ", dim),
+                     .op = [=](const std::vector<Tensor>& in) { return softmax(in[0], dim); },
+                     .inputs = {uniform(shape, -4, 4)},
+                     .naive =
+                         [=](const std::vector<Values>& in) {
+                           return dim + 1 == shape.rank()
+                                      ? naive::softmax(in[0], shape.count_before(dim), shape[dim])
+                                      : naive_softmax({shape, in[0]}, dim);
+                         }});
+}
+
+TEST_CASE("values and gradients") {
+  for (const int64_t size : kOddSizes) {
+    check_softmax({size}, 0);
+    check_softmax({2, size}, 1);
+    check_softmax({size, 3}, 1);
+  }
+  for (const Shape& shape : {Shape{33, 3}, Shape{2, 31, 3}, Shape{2, 3, 4, 5}}) {
+    for (int dim = 0; dim < shape.rank(); ++dim) check_softmax(shape, dim);
+  }
+  check_softmax({1027, 51}, 1);
+  check_softmax({51, 1027}, 1);
+  check_softmax({1, 52'377}, 1);
+  check_softmax({0, 3}, 1);
+  check_softmax({0, 3}, 0);
+  check_softmax({3, 0}, 1);
+}
+
+TEST_CASE("the last dimension is the default, and negative ones count from the end") {
+  const Tensor x = uniform({2, 3, 5});
+  CHECK(values_of(softmax(x)) == values_of(softmax(x, 2)));
+  CHECK(values_of(softmax(x, -2)) == values_of(softmax(x, 1)));
+}
+
+TEST_CASE("large, masked and spoilt rows") {
+  struct Case {
+    Values row, expected;
+  };
+  const double half = 0.5, third = 1.0 / 3;
+  const Case cases[] = {{{1e4, 1e4, -1e4}, {half, half, 0}},
+                        {{-1e4, -1e4, -1e4}, {third, third, third}},
+                        {{3e38, 0, -3e38}, {1, 0, 0}},
+                        {{-kInfinity, 2, 2}, {0, half, half}},
+                        {{-kInfinity, -kInfinity, 7}, {0, 0, 1}},
+                        {{-kInfinity, -kInfinity, -kInfinity}, {NAN, NAN, NAN}},
+                        {{1, NAN, 2}, {NAN, NAN, NAN}},
+                        {{1, kInfinity, 2}, {NAN, NAN, NAN}}};
+  for (const auto& [row, expected] : cases) {
+    for (const DType dtype : {DType::f32, DType::f64}) {
+      // Between two ordinary rows, which stay as they are.
+      Values values{1, 1, 1, 0, 0, 0, 2, 2, 2}, wanted{third, third, third, 0, 0, 0, third, third, third};
+      std::copy(row.begin(), row.end(), values.begin() + 3);
+      std::copy(expected.begin(), expected.end(), wanted.begin() + 3);
+      const Tensor y = softmax(cast(from_vector(values, {3, 3}), dtype));
+      check_close(values_of(y), wanted, dtype == DType::f32 ? kF32Tolerance : kF64Tolerance, "softmax");
+    }
+  }
+}
+
+TEST_CASE("every row adds up to 1") {
+  for (const int64_t cols : kOddSizes) {
+    const Values y = values_of(softmax(cast(uniform({3, cols}, -30, 30), DType::f32)));
+    for (int64_t row = 0; row < 3; ++row) {
+      double total = 0;
+      for (int64_t col = 0; col < cols; ++col) total += y[static_cast<size_t>(row * cols + col)];
+      CHECK(total == doctest::Approx(1).epsilon(1e-6));
+    }
+  }
+}
+
+TEST_CASE("errors") {
+  check_error([] { softmax(arange(3)); }, "softmax: expected x of dtype f32 or f64, got i64");
+  check_error([] { softmax(uniform({2, 3}), 2); }, "shape: dimension 2 is out of range for [2, 3]");
+  check_error([] { softmax(uniform({})); }, "shape: dimension -1 is out of range for []");
+}
+
+}  // namespace
+}  // namespace elwise::testing

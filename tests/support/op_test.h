@@ -1,0 +1,62 @@
+#pragma once
+
+#include <doctest/doctest.h>
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "core/random.h"
+#include "core/tensor.h"
+
+// The one way to test an op (DESIGN: "Tests").
+
+namespace elwise::testing {
+
+using Values = std::vector<double>;
+
+/// How far a result may be from its reference: absolute + relative * the largest magnitude in the reference.
+/// Set once per dtype; never per test.
+struct Tolerance {
+  double absolute;
+  double relative;
+};
+inline constexpr Tolerance kF64Tolerance{1e-12, 1e-12};
+inline constexpr Tolerance kF32Tolerance{2e-6, 2e-5};
+
+/// The elements as doubles (f32, f64, i64, bool).
+Values values_of(const Tensor& tensor);
+
+/// An f64 (or f32) leaf of these values that requires its gradient.
+Tensor leaf(const Values& values, const Shape& shape, DType dtype = DType::f64);
+
+/// An f64 tensor uniform in [low, high), from a generator that all tests of a program share.
+Tensor uniform(const Shape& shape, double low = -2, double high = 2);
+
+/// Checks each element against the reference; the failure names the worst one.
+void check_close(const Values& actual, const Values& expected, Tolerance tolerance, const std::string& what);
+
+/// A differentiable op, its inputs and what it must compute.
+struct OpTest {
+  std::string name;
+  std::function<Tensor(const std::vector<Tensor>&)> op;
+  std::vector<Tensor>
+      inputs;  // f64 tensors are differentiated; others and undefined ones are passed on as they are
+  /// The reference: the inputs' elements (empty for an undefined one) -> the output's.
+  std::function<Values(const std::vector<Values>&)> naive;
+  bool gradients = true;  // check them
+};
+
+/// Checks, in f64 and f32: the values against `naive`; the gradients, in f64 by central differences (the full
+/// Jacobian, where it has at most kJacobianEntries entries) and in f32 against those in f64; the same bits
+/// with 1, 2 and 3 threads; the shape on meta. Everything runs on NaN-filled fresh memory (ELWISE_POISON=1).
+void check_op(const OpTest& test);
+inline constexpr int64_t kJacobianEntries = 40'000;
+
+/// Sizes around the widths of vectors and blocks, and an odd large one.
+inline constexpr int64_t kOddSizes[] = {1, 31, 32, 33, 63, 1027};
+
+/// Checks that `call` throws Error with exactly this message.
+void check_error(const std::function<void()>& call, const std::string& message);
+
+}  // namespace elwise::testing

@@ -1,0 +1,150 @@
+#include "tools/cost_measurement.h"
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+
+#include "core/cost.h"
+#include "core/parallel.h"
+#include "nn/optimizer.h"
+#include "tools/masked_lm_data.h"
+#include "tools/matmul_floor.h"
+
+namespace elwise::tools {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double milliseconds_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+std::optional<double> median(std::vector<double> values) {
+  if (values.empty()) return std::nullopt;
+  const size_t middle = values.size() / 2;
+  std::sort(values.begin(), values.end());
+  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+}
+
+MaskedLmData open_data(const CostRequest& request) {
+  if (request.text.empty()) return MaskedLmData(request.model.vocabulary, request.seed);
+  return MaskedLmData(request.text, request.model.vocabulary, request.seed);
+}
+
+/// The products of one step, each with how often it occurs.
+std::vector<std::pair<MatmulShape, int64_t>> counted(const std::vector<MatmulShape>& shapes) {
+  std::map<MatmulShape, int64_t> counts;
+  for (const MatmulShape& shape : shapes) ++counts[shape];
+  return {counts.begin(), counts.end()};
+}
+
+/// The times of single steps.
+struct StepTimes {
+  std::vector<double> step, forward, backward, optimizer;
+};
+
+}  // namespace
+
+std::optional<double> CostResult::tokens_per_s(const CostRequest& request) const {
+  if (!step_ms) return std::nullopt;
+  return static_cast<double>(request.batch * request.length) * 1e3 / *step_ms;
+}
+
+std::optional<double> CostResult::floor_ratio() const {
+  if (!matmul_floor_ms || !forward_ms || !backward_ms) return std::nullopt;
+  return (*forward_ms + *backward_ms) / *matmul_floor_ms;
+}
+
+CostResult measure_cost(const CostRequest& request, const std::function<bool(int64_t)>& progress) {
+  ELWISE_CHECK(request.batch > 0 && request.length > 0, "cost: expected a positive batch and length, got ",
+               request.batch, " and ", request.length);
+  const Device device = request.model.options.device;
+  const bool runs = device != kMeta;
+  manual_seed(request.seed);
+  MaskedLmData data = open_data(request);
+  const models::BertForMaskedLm model(request.model);
+  nn::Adam optimizer(model, AdamKind::adamw, {.lr = request.learning_rate, .weight_decay = 0.01});
+
+  CostResult result{.parameters = model.parameter_count()};
+  StepTimes times;
+  std::vector<MatmulShape> products;
+  for (int64_t step = 0; step < request.warmup + request.steps; ++step) {
+    if (step == request.warmup) reset_memory_peak(device);
+    const MaskedLmBatch batch = data.next(request.batch, request.length, device);
+    const double flops_before = cost_totals().flops;
+    const MatmulLog log;
+    const auto start = Clock::now();
+    const Tensor loss = model.loss(batch.input, batch.masked, batch.labels, request.checkpoint_layers);
+    const double forward = milliseconds_since(start);
+    loss.backward();
+    const double backward = milliseconds_since(start) - forward;
+    optimizer.step();
+    optimizer.zero_grad();
+    const double total = milliseconds_since(start);
+    if (runs) {
+      if (step == 0) result.loss_first = loss.item();
+      result.loss_last = loss.item();
+    }
+    if (step >= request.warmup) {
+      times.step.push_back(total);
+      times.forward.push_back(forward);
+      times.backward.push_back(backward);
+      times.optimizer.push_back(total - forward - backward);
+      result.flops = cost_totals().flops - flops_before;
+      ++result.steps;
+    }
+    products = log.shapes();
+    if (!progress(step + 1)) break;
+  }
+  result.memory = memory_stats(device);
+  if (runs) {
+    result.step_ms = median(times.step);
+    result.forward_ms = median(times.forward);
+    result.backward_ms = median(times.backward);
+    result.optimizer_ms = median(times.optimizer);
+    if (request.matmul_floor && request.model.options.dtype == DType::f32 && result.steps == request.steps) {
+      result.matmul_floor_ms = measure_matmul_floor_ms(counted(products));
+    }
+  }
+  return result;
+}
+
+nlohmann::ordered_json to_json(const CostRequest& request, const CostResult& result) {
+  const auto value_or_null = [](const std::optional<double>& value) {
+    return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json();
+  };
+  const nn::Mechanism& mechanism = request.model.attention;
+  const bool has_order = mechanism.kind == nn::Mechanism::Kind::ea_series ||
+                         mechanism.kind == nn::Mechanism::Kind::ea_series_composed;
+  nlohmann::ordered_json json;
+  json["attention"] = mechanism.name();
+  json["order"] = has_order ? nlohmann::ordered_json(mechanism.order) : nlohmann::ordered_json();
+  json["device"] = detail::concatenate(request.model.options.device);
+  json["dtype"] = name_of(request.model.options.dtype);
+  json["causal"] = request.model.causal;
+  json["batch"] = request.batch;
+  json["seq_len"] = request.length;
+  json["parameters"] = result.parameters;
+  json["step_ms"] = value_or_null(result.step_ms);
+  json["forward_ms"] = value_or_null(result.forward_ms);
+  json["backward_ms"] = value_or_null(result.backward_ms);
+  json["optimizer_ms"] = value_or_null(result.optimizer_ms);
+  json["tokens_per_s"] = value_or_null(result.tokens_per_s(request));
+  json["peak_bytes"] = result.memory.total.peak;
+  json["parameter_bytes"] = result.memory[MemoryTag::parameters].peak;
+  json["gradient_bytes"] = result.memory[MemoryTag::gradients].peak;
+  json["optimizer_bytes"] = result.memory[MemoryTag::optimizer].peak;
+  json["activation_peak_bytes"] = result.memory[MemoryTag::activations].peak;
+  json["flops"] = result.flops;
+  json["matmul_floor_ms"] = value_or_null(result.matmul_floor_ms);
+  json["floor_ratio"] = value_or_null(result.floor_ratio());
+  json["loss_first"] = value_or_null(result.loss_first);
+  json["loss_last"] = value_or_null(result.loss_last);
+  json["checkpoint_activations"] = request.checkpoint_layers;
+  json["steps"] = result.steps;
+  json["threads"] = num_threads();
+  json["seed"] = request.seed;
+  return json;
+}
+
+}  // namespace elwise::tools

@@ -1,0 +1,123 @@
+#include "tools/matmul_floor.h"
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+#include <unordered_map>
+
+#include <dnnl.hpp>
+
+#include "core/tensor.h"
+#include "ops/dropout.h"
+
+namespace elwise::tools {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Descriptor = dnnl::memory::desc;
+
+// Each variant runs at least this often, and until this much time has gone.
+constexpr size_t kLeastRuns = 5;
+constexpr size_t kMostRuns = 200;
+constexpr double kBudgetMs = 120;
+
+double median_ms(const std::function<void()>& run) {
+  run();  // warm-up
+  std::vector<double> times;
+  double spent = 0;
+  while (times.size() < kLeastRuns || (spent < kBudgetMs && times.size() < kMostRuns)) {
+    const auto start = Clock::now();
+    run();
+    times.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
+    spent += times.back();
+  }
+  const auto middle = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
+  std::nth_element(times.begin(), middle, times.end());
+  return *middle;
+}
+
+/// A dense [batch, rows, cols] operand, stored transposed or not.
+Descriptor descriptor(int64_t batch, int64_t rows, int64_t cols, bool transposed) {
+  return Descriptor({batch, rows, cols}, dnnl::memory::data_type::f32,
+                    transposed ? dnnl::memory::format_tag::acb : dnnl::memory::format_tag::abc);
+}
+
+dnnl::matmul::primitive_desc matmul_descriptor(const dnnl::engine& engine, const Descriptor& a,
+                                               const Descriptor& b, const Descriptor& c) {
+#if DNNL_VERSION_MAJOR >= 3
+  return dnnl::matmul::primitive_desc(engine, a, b, c);
+#else
+  return dnnl::matmul::primitive_desc(dnnl::matmul::desc(a, b, c), engine);
+#endif
+}
+
+/// The operands of one shape and the ways to multiply them.
+class Product {
+ public:
+  explicit Product(const MatmulShape& shape)
+      : shape_(shape),
+        batch_(shape.outer * shape.inner),
+        a_(randn({batch_ * shape.m * shape.k})),
+        b_(randn({batch_ * shape.k * shape.n})),
+        c_(empty({batch_ * shape.m * shape.n})) {}
+
+  double plain_ms() { return primitive_ms(descriptor(batch_, shape_.k, shape_.n, shape_.transpose_b)); }
+
+  double packed_ms() {
+    return primitive_ms(Descriptor({batch_, shape_.k, shape_.n}, dnnl::memory::data_type::f32,
+                                   dnnl::memory::format_tag::any));
+  }
+
+  double sgemm_ms() {
+    const int64_t m = shape_.m, n = shape_.n, k = shape_.k;
+    return median_ms([&] {
+      for (int64_t i = 0; i < batch_; ++i) {
+        dnnl_sgemm(shape_.transpose_a ? 'T' : 'N', shape_.transpose_b ? 'T' : 'N', m, n, k, 1.0F,
+                   a_.data<float>() + i * m * k, shape_.transpose_a ? m : k, b_.data<float>() + i * k * n,
+                   shape_.transpose_b ? k : n, 0.0F, c_.data<float>() + i * m * n, n);
+      }
+    });
+  }
+
+ private:
+  double primitive_ms(const Descriptor& b_wanted) {
+    const Descriptor a_stored = descriptor(batch_, shape_.m, shape_.k, shape_.transpose_a);
+    const Descriptor b_stored = descriptor(batch_, shape_.k, shape_.n, shape_.transpose_b);
+    const auto chosen =
+        matmul_descriptor(engine_, a_stored, b_wanted, descriptor(batch_, shape_.m, shape_.n, false));
+    dnnl::memory a(a_stored, engine_, a_.data()), b(b_stored, engine_, b_.data()),
+        c(chosen.dst_desc(), engine_, c_.data());
+    dnnl::memory packed = b;
+    if (chosen.weights_desc() != b_stored) {
+      packed = dnnl::memory(chosen.weights_desc(), engine_);
+      dnnl::reorder(b, packed).execute(stream_, b, packed);
+    }
+    const dnnl::matmul primitive(chosen);
+    const std::unordered_map<int, dnnl::memory> arguments = {
+        {DNNL_ARG_SRC, a}, {DNNL_ARG_WEIGHTS, packed}, {DNNL_ARG_DST, c}};
+    return median_ms([&] {
+      primitive.execute(stream_, arguments);
+      stream_.wait();
+    });
+  }
+
+  MatmulShape shape_;
+  int64_t batch_;
+  Tensor a_, b_, c_;
+  dnnl::engine engine_{dnnl::engine::kind::cpu, 0};
+  dnnl::stream stream_{engine_};
+};
+
+}  // namespace
+
+double measure_matmul_floor_ms(const std::vector<std::pair<MatmulShape, int64_t>>& products) {
+  double total = 0;
+  for (const auto& [shape, count] : products) {
+    Product product(shape);
+    total +=
+        static_cast<double>(count) * std::min({product.plain_ms(), product.packed_ms(), product.sgemm_ms()});
+  }
+  return total;
+}
+
+}  // namespace elwise::tools
