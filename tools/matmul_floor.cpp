@@ -17,9 +17,9 @@ using Clock = std::chrono::steady_clock;
 using Descriptor = dnnl::memory::desc;
 
 // Each variant runs at least this often, and until this much time has gone.
-constexpr size_t kLeastRuns = 5;
+constexpr size_t kLeastRuns = 3;
 constexpr size_t kMostRuns = 200;
-constexpr double kBudgetMs = 120;
+constexpr double kBudgetMs = 40;
 
 double median_ms(const std::function<void()>& run) {
   run();  // warm-up

@@ -199,7 +199,6 @@ int run(Options& options) {
       fmt::print(stderr, "train_bert_cost: {} does not fit: {}\n", describe(request), error.what());
       status = kExitFailure;
     }
-    empty_memory_cache(request.model.options.device);
   }
   fmt::print("{}{}", options.quiet ? "" : "\n", table.text());
   if (!options.quiet && options.request.model.options.device != kMeta) {
