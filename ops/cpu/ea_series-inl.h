@@ -2,7 +2,9 @@
 //
 // A vector holds neighbouring channels, so nothing crosses lanes. Scale: while kappa, the running minimum of
 // |k|, is above 4 the moments carry the factor exp(kappa^2), and none once it is below: weights are at most
-// 1, sums cannot underflow (e^-16 is the worst), and the scale seldom moves. Included after
+// 1, sums cannot underflow (e^-16 is the worst), and the scale seldom moves.
+//
+// Loops over n are unrolled by pragma: only so do the arrays of vectors become registers. Included after
 // <hwy/foreach_target.h>, compiled once per target.
 
 #if defined(ELWISE_OPS_CPU_EA_SERIES_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -18,7 +20,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 
 #include "core/error.h"

@@ -11,12 +11,13 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "ops/cpu/matmul_tile-inl.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace elwise::cpu::HWY_NAMESPACE {
 namespace {
 
-namespace hn = hwy::HWY_NAMESPACE;
-
+constexpr bool kManyRegisters = HWY_TARGET <= HWY_AVX3;
 // Elements of b that make a range worth a thread's start.
 constexpr int64_t kGrain = int64_t{1} << 15;
 // Sums over rows of b are kept in blocks of so many rows: one long sum would lose digits.
@@ -39,57 +40,63 @@ struct Product {
   }
 };
 
-/// Columns [begin, begin + kCols) of all kM rows; b's rows hold k. kIndex counts the sums, kCols to a row.
-template <int64_t kM, int64_t kCols, class T, size_t... kIndex>
-HWY_INLINE void dot_columns(std::index_sequence<kIndex...>, const Product<T>& product, int64_t begin) {
+/// Some columns from `begin` of all rows; b's rows hold k. kIndex counts the sums, kCol... to a row.
+template <class T, size_t... kRow, size_t... kCol, size_t... kIndex>
+HWY_INLINE void dot_columns(std::index_sequence<kRow...>, std::index_sequence<kCol...>,
+                            std::index_sequence<kIndex...>, const Product<T>& product, int64_t begin) {
   const hn::ScalableTag<T> d;
   using V = hn::Vec<decltype(d)>;
+  constexpr size_t kCols = sizeof...(kCol);
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   const T* HWY_RESTRICT a = product.a;
   const T* HWY_RESTRICT b = product.b + begin * product.ldb;
   V sums[] = {((void)kIndex, hn::Zero(d))...};
   int64_t p = 0;
   for (; p + lanes <= product.k; p += lanes) {
-    ((sums[kIndex] =
-          hn::MulAdd(hn::LoadU(d, a + static_cast<int64_t>(kIndex) / kCols * product.a_row + p),
-                     hn::LoadU(d, b + static_cast<int64_t>(kIndex) % kCols * product.ldb + p), sums[kIndex])),
-     ...);
+    V columns[] = {hn::LoadU(d, b + static_cast<int64_t>(kCol) * product.ldb + p)...};
+    V rows[] = {hn::LoadU(d, a + static_cast<int64_t>(kRow) * product.a_row + p)...};
+    (keep_in_register(columns[kCol]), ...);
+    (keep_in_register(rows[kRow]), ...);
+    ((sums[kIndex] = hn::MulAdd(rows[kIndex / kCols], columns[kIndex % kCols], sums[kIndex])), ...);
   }
   T totals[] = {hn::GetLane(hn::SumOfLanes(d, sums[kIndex]))...};
-  for (int64_t index = 0; index < kM * kCols; ++index) {
-    const int64_t i = index / kCols, j = index % kCols;
+  for (size_t index = 0; index < sizeof...(kIndex); ++index) {
+    const auto i = static_cast<int64_t>(index / kCols), j = static_cast<int64_t>(index % kCols);
     for (int64_t q = p; q < product.k; ++q)
       totals[index] += a[i * product.a_row + q] * b[j * product.ldb + q];
     product.finish(i, begin + j, totals[index]);
   }
 }
 
-template <int64_t kM, class T>
+template <size_t kM, class T>
 HWY_NOINLINE void dot_range(const Product<T>& product, int64_t begin, int64_t end) {
-  constexpr int64_t kCols = kM == 1 ? 8 : kM == 2 ? 4 : 2;
+  constexpr size_t kCols = kM == 1 ? 8 : kM == 2 || kManyRegisters ? 4 : 2;
+  constexpr std::make_index_sequence<kM> kRows;
   int64_t j = begin;
-  for (; j + kCols <= end; j += kCols) {
-    dot_columns<kM, kCols>(std::make_index_sequence<kM * kCols>(), product, j);
+  for (; j + static_cast<int64_t>(kCols) <= end; j += kCols) {
+    dot_columns(kRows, std::make_index_sequence<kCols>(), std::make_index_sequence<kM * kCols>(), product, j);
   }
-  for (; j < end; ++j) dot_columns<kM, 1>(std::make_index_sequence<kM>(), product, j);
+  for (; j < end; ++j) dot_columns(kRows, std::make_index_sequence<1>(), kRows, product, j);
 }
 
-/// kVectors vectors of columns from `begin` of all rows; b's rows hold n. kIndex counts the sums.
-template <int64_t kM, int64_t kVectors, class T, size_t... kIndex, size_t... kVector>
-HWY_INLINE void add_rows(std::index_sequence<kIndex...>, std::index_sequence<kVector...>,
+/// Some vectors of columns from `begin` of all rows; b's rows hold n. kIndex counts the sums.
+template <class T, size_t... kVector, size_t... kIndex>
+HWY_INLINE void add_rows(std::index_sequence<kVector...>, std::index_sequence<kIndex...>,
                          const Product<T>& product, int64_t begin) {
   const hn::ScalableTag<T> d;
   using V = hn::Vec<decltype(d)>;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  constexpr size_t kVectors = sizeof...(kVector);
   constexpr int64_t kRowsAhead = 16;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   V sums[] = {((void)kIndex, hn::Zero(d))...};
   for (int64_t p = 0; p < product.k; ++p) {
     const T* HWY_RESTRICT row = product.b + p * product.ldb + begin;
     const T* HWY_RESTRICT a = product.a + p * product.a_k;
     (hwy::Prefetch(row + kRowsAhead * product.ldb + static_cast<int64_t>(kVector) * lanes), ...);
-    ((sums[kIndex] =
-          hn::MulAdd(hn::Set(d, a[static_cast<int64_t>(kIndex) / kVectors * product.a_row]),
-                     hn::LoadU(d, row + static_cast<int64_t>(kIndex) % kVectors * lanes), sums[kIndex])),
+    V columns[] = {hn::LoadU(d, row + static_cast<int64_t>(kVector) * lanes)...};
+    (keep_in_register(columns[kVector]), ...);
+    ((sums[kIndex] = hn::MulAdd(hn::Set(d, a[static_cast<int64_t>(kIndex / kVectors) * product.a_row]),
+                                columns[kIndex % kVectors], sums[kIndex])),
      ...);
   }
   const V scale = hn::Set(d, product.scale);
@@ -99,25 +106,25 @@ HWY_INLINE void add_rows(std::index_sequence<kIndex...>, std::index_sequence<kVe
     if (product.accumulate) start = hn::Add(start, hn::LoadU(d, to));
     hn::StoreU(hn::MulAdd(sum, scale, start), d, to);
   };
-  (finish(sums[kIndex], static_cast<int64_t>(kIndex) / kVectors,
-          begin + static_cast<int64_t>(kIndex) % kVectors * lanes),
+  (finish(sums[kIndex], static_cast<int64_t>(kIndex / kVectors),
+          begin + static_cast<int64_t>(kIndex % kVectors) * lanes),
    ...);
 }
 
-template <int64_t kM, class T>
+template <size_t kM, class T>
 HWY_NOINLINE void rows_range(const Product<T>& product, int64_t begin, int64_t end) {
-  constexpr int64_t kVectors = kM <= 2 ? 4 : 2;
+  constexpr size_t kVectors = kM <= 2 || kManyRegisters ? 4 : 2;
   const auto lanes = static_cast<int64_t>(hn::Lanes(hn::ScalableTag<T>()));
+  const int64_t step = static_cast<int64_t>(kVectors) * lanes;
   int64_t j = begin;
-  for (; j + kVectors * lanes <= end; j += kVectors * lanes) {
-    add_rows<kM, kVectors>(std::make_index_sequence<kM * kVectors>(), std::make_index_sequence<kVectors>(),
-                           product, j);
+  for (; j + step <= end; j += step) {
+    add_rows(std::make_index_sequence<kVectors>(), std::make_index_sequence<kM * kVectors>(), product, j);
   }
   for (; j + lanes <= end; j += lanes) {
-    add_rows<kM, 1>(std::make_index_sequence<kM>(), std::make_index_sequence<1>(), product, j);
+    add_rows(std::make_index_sequence<1>(), std::make_index_sequence<kM>(), product, j);
   }
   for (; j < end; ++j) {
-    for (int64_t i = 0; i < kM; ++i) {
+    for (int64_t i = 0; i < static_cast<int64_t>(kM); ++i) {
       T sum = 0;
       for (int64_t p = 0; p < product.k; ++p) {
         sum += product.a[i * product.a_row + p * product.a_k] * product.b[p * product.ldb + j];
@@ -128,7 +135,7 @@ HWY_NOINLINE void rows_range(const Product<T>& product, int64_t begin, int64_t e
 }
 
 /// Columns [begin, end) of one product.
-template <int64_t kM, class T>
+template <size_t kM, class T>
 void columns(const Product<T>& product, bool transpose_b, int64_t begin, int64_t end) {
   if (transpose_b) return dot_range<kM>(product, begin, end);
   for (int64_t k0 = 0; k0 < product.k; k0 += kBlockK) {
