@@ -33,8 +33,11 @@ Tensor leaf(const Values& values, const Shape& shape, DType dtype = DType::f64);
 /// An f64 tensor uniform in [low, high), from a generator that all tests of a program share.
 Tensor uniform(const Shape& shape, double low = -2, double high = 2);
 
-/// Checks each element against the reference; the failure names the worst one.
-void check_close(const Values& actual, const Values& expected, Tolerance tolerance, const std::string& what);
+/// Checks each element against the reference; the failure names the worst one. `terms` is the magnitude of
+/// the terms that the result is a sum of, for results that may cancel: errors are relative to it where it is
+/// larger.
+void check_close(const Values& actual, const Values& expected, Tolerance tolerance, const std::string& what,
+                 double terms = 0);
 
 /// A differentiable op, its inputs and what it must compute.
 struct OpTest {

@@ -1,0 +1,219 @@
+#include "ops/softmax_attention.h"
+
+#include <cmath>
+
+#include "ops/elementwise.h"
+#include "tests/support/attention_properties.h"
+#include "tests/support/naive_matmul.h"
+#include "tests/support/naive_softmax.h"
+#include "tests/support/op_variants.h"
+
+namespace elwise::testing {
+namespace {
+
+constexpr uint64_t kSeed = 20250105;
+
+/// Head `head` of batch entry `b` of x [batch, length, channels], as [length, size].
+Values head_of(const AttentionShape& shape, const Values& x, int64_t b, int64_t head, int64_t size) {
+  Values result;
+  for (int64_t i = 0; i < shape.length; ++i) {
+    const auto first = x.begin() + shape.index(b, i, head * size);
+    result.insert(result.end(), first, first + size);
+  }
+  return result;
+}
+
+/// eq. 17 of arXiv 2501.05730. Weight number n in [batch, heads, length, length] is dropped by word n of the
+/// stream.
+Values naive_attention(const AttentionShape& shape, int64_t heads, double dropout_p, RandomStream stream,
+                       const Values& q, const Values& k, const Values& v) {
+  const int64_t length = shape.length, size = shape.channels / heads;
+  Values y(v.size());
+  uint64_t word = 0;
+  for (int64_t b = 0; b < shape.batch; ++b) {
+    naive::SoftmaxMask mask{.queries = length, .causal = shape.causal};
+    if (!shape.key_mask.empty()) {
+      mask.key_mask = {shape.key_mask.begin() + b * length, shape.key_mask.begin() + (b + 1) * length};
+    }
+    for (int64_t head = 0; head < heads; ++head) {
+      Values scores = naive::matmul(head_of(shape, q, b, head, size), head_of(shape, k, b, head, size),
+                                    length, length, size, false, true);
+      for (double& score : scores) score /= std::sqrt(static_cast<double>(size));
+      Values weights = naive::softmax(scores, length, length, mask);
+      for (double& weight : weights) {
+        const bool kept = dropout_p == 0 || static_cast<double>(uniform01(stream.word(word))) >= dropout_p;
+        weight = kept ? weight / (1 - dropout_p) : 0;
+        ++word;
+      }
+      const Values part = naive::matmul(weights, head_of(shape, v, b, head, size), length, size, length);
+      for (int64_t i = 0; i < length; ++i) {
+        std::copy_n(part.begin() + i * size, size, y.begin() + shape.index(b, i, head * size));
+      }
+    }
+  }
+  return y;
+}
+
+Attention softmax_heads(int64_t heads, double dropout_p = 0) {
+  return {.name = detail::concatenate("softmax_attention ", heads, " heads dropout ", dropout_p),
+          .run =
+              [=](const Tensor& q, const Tensor& k, const Tensor& v, const AttentionOptions& options) {
+                Generator generator(kSeed);
+                return softmax_attention(q, k, v, heads, options, dropout_p, generator);
+              },
+          .naive =
+              [=](const AttentionShape& shape, const Values& q, const Values& k, const Values& v) {
+                return naive_attention(shape, heads, dropout_p, {kSeed, 0}, q, k, v);
+              }};
+}
+
+TEST_CASE("values and gradients for every mask, one head") {
+  for (const bool causal : {false, true}) {
+    for (const Visible visible : kVisible) {
+      for (const Shape& shape : kAttentionShapes) {
+        const OpTest test = attention_test(softmax_heads(1), shape, causal, visible, 2);
+        check_op(test);
+        check_direction(test);
+      }
+      check_op_variants(attention_test(softmax_heads(1), {2, 33, 15}, causal, visible, 2));
+    }
+  }
+}
+
+TEST_CASE("values and gradients for every mask, several heads") {
+  for (const bool causal : {false, true}) {
+    for (const Visible visible : kVisible) {
+      for (const int64_t heads : {2, 4}) {
+        for (const Shape& shape :
+             {Shape{2, 1, 4}, Shape{2, 5, 12}, Shape{2, 31, 60}, Shape{1, 129, 64}, Shape{2, 33, 128}}) {
+          const OpTest test = attention_test(softmax_heads(heads), shape, causal, visible, 2);
+          check_op(test);
+          check_direction(test);
+        }
+        check_op_variants(attention_test(softmax_heads(heads), {2, 3, 8}, causal, visible, 2));
+      }
+    }
+  }
+}
+
+TEST_CASE("dropout: weight n is kept by word n of the stream, in backward too") {
+  for (const double p : {0.1, 0.5}) {
+    for (const bool causal : {false, true}) {
+      for (const Shape& shape : {Shape{2, 3, 8}, Shape{2, 33, 20}}) {
+        for (const int64_t heads : {1, 4}) {
+          check_op_variants(attention_test(softmax_heads(heads, p), shape, causal, Visible::right_padded, 2));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("dropout preserves the mean, and draws anew at every call") {
+  constexpr int64_t kBatch = 8, kLength = 64, kHeads = 4;
+  const Shape shape{kBatch, kLength, kHeads};
+  for (const double p : {0.1, 0.5, 0.9}) {
+    Generator generator(kSeed);
+    // Equal scores: each output is the share of kept weights, divided by 1 - p.
+    const Tensor zero = zeros(shape), one = ones(shape);
+    const Values y = values_of(softmax_attention(zero, zero, one, kHeads, {}, p, generator));
+    double mean = 0;
+    for (const double value : y) mean += value / static_cast<double>(y.size());
+    const double weights = static_cast<double>(shape.count() * kLength);
+    CHECK(std::fabs(mean - 1) < 4 * std::sqrt(p / ((1 - p) * weights)));
+    CHECK(generator.state().offset == static_cast<uint64_t>(shape.count() * kLength / 4));
+    CHECK(values_of(softmax_attention(zero, zero, one, kHeads, {}, p, generator)) != y);
+
+    Generator meta_generator(kSeed);
+    const Tensor meta = to(zero, kMeta);
+    softmax_attention(meta, meta, meta, kHeads, {}, p, meta_generator);
+    softmax_attention(meta, meta, meta, kHeads, {}, p, meta_generator);
+    CHECK(meta_generator.state().offset == generator.state().offset);
+  }
+}
+
+TEST_CASE("dropout of 0 draws nothing; the default generator is the thread's own") {
+  const Tensor x = uniform({1, 5, 4});
+  Generator generator(kSeed);
+  softmax_attention(x, x, x, 2, {}, 0, generator);
+  CHECK(generator.state().offset == 0);
+  manual_seed(kSeed);
+  CHECK(values_of(softmax_attention(x, x, x, 2, {}, 0.5)) ==
+        values_of(softmax_attention(x, x, x, 2, {}, 0.5, generator)));
+}
+
+TEST_CASE("later tokens, other batch entries and hidden keys do not matter") {
+  check_attention_properties(softmax_heads(1));
+  check_attention_properties(softmax_heads(17));
+}
+
+TEST_CASE("outputs lie between the values, however large the scores are") {
+  const Shape shape{2, 65, 12};
+  for (const double magnitude : {1.0, 30.0, 1e4}) {
+    for (const DType dtype : {DType::f64, DType::f32}) {
+      for (const bool causal : {false, true}) {
+        for (const Visible visible : kVisible) {
+          const Tensor q = uniform(shape, -magnitude, magnitude), k = uniform(shape, -magnitude, magnitude);
+          const Tensor v = rounded_to(uniform(shape), dtype);
+          const AttentionOptions options{.causal = causal, .key_mask = key_mask(visible, shape[0], shape[1])};
+          const AttentionResult result =
+              run_attention(softmax_heads(4), q, k, v, uniform(shape), dtype, options);
+          const std::string what = detail::concatenate("magnitude ", magnitude, " ", name_of(dtype));
+          const double slack = (dtype == DType::f64 ? kF64Tolerance : kF32Tolerance).relative;
+          check_within_values(attention_shape(q, options), result.y, values_of(v), slack, what);
+          for (const Values* gradient : {&result.dq, &result.dk, &result.dv}) {
+            CHECK_MESSAGE(std::ranges::all_of(*gradient, [](double x) { return std::isfinite(x); }), what);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a NaN stays in its head") {
+  constexpr int64_t kLength = 9, kChannels = 12, kHeads = 4, kSpoilt = 7;
+  for (int input = 0; input < 3; ++input) {
+    Tensor inputs[] = {uniform({1, kLength, kChannels}), uniform({1, kLength, kChannels}),
+                       uniform({1, kLength, kChannels})};
+    inputs[input].data<double>()[3 * kChannels + kSpoilt] = NAN;
+    const Values y = values_of(softmax_attention(inputs[0], inputs[1], inputs[2], kHeads));
+    const int64_t size = kChannels / kHeads;
+    int64_t spoilt = 0;
+    for (int64_t i = 0; i < kLength * kChannels; ++i) {
+      if (!std::isnan(y[i])) continue;
+      ++spoilt;
+      CHECK(i % kChannels / size == kSpoilt / size);
+    }
+    CHECK(spoilt == (input == 0 ? size : input == 1 ? kLength * size : kLength));
+  }
+}
+
+TEST_CASE("errors") {
+  const Tensor x = uniform({2, 3, 4}), flat = uniform({3, 4}), longer = uniform({2, 5, 4});
+  const Tensor index = zeros({2, 3, 4}, {.dtype = DType::i64}), narrow = cast(x, DType::f32);
+  check_error([&] { softmax_attention(index, index, index, 1); },
+              "softmax_attention: expected q of dtype f32 or f64, got i64");
+  check_error([&] { softmax_attention(flat, flat, flat, 1); },
+              "softmax_attention: expected q [batch, length, channels], got [3, 4]");
+  check_error([&] { softmax_attention(x, x, narrow, 1); },
+              "softmax_attention: expected v of f64 on cpu like q, got f32 on cpu");
+  check_error([&] { softmax_attention(x, longer, x, 1); },
+              "softmax_attention: expected k of shape [2, 3, 4], got [2, 5, 4]");
+  check_error(
+      [&] {
+        softmax_attention(x, x, x, 1, {.key_mask = ones({2, 3})});
+      },
+      "softmax_attention: expected key_mask of bool on cpu, got f32 on cpu");
+  check_error([&] { softmax_attention(x, x, x, 1, {.key_mask = key_mask(Visible::random, 2, 4)}); },
+              "softmax_attention: expected key_mask of shape [2, 3], got [2, 4]");
+  for (const int64_t heads : {3, 0, -2, 8}) {
+    check_error([&] { softmax_attention(x, x, x, heads); },
+                "softmax_attention: expected heads that divide 4 channels, got " + std::to_string(heads));
+  }
+  for (const auto& [p, text] : {std::pair{1.0, "1"}, {1.5, "1.5"}, {-0.1, "-0.1"}, {NAN, "nan"}}) {
+    check_error([&, p = p] { softmax_attention(x, x, x, 2, {}, p); },
+                std::string("softmax_attention: expected 0 <= dropout_p < 1, got ") + text);
+  }
+}
+
+}  // namespace
+}  // namespace elwise::testing
