@@ -21,7 +21,7 @@ constexpr int64_t kDefaultFullEaLength = 512;
 
 struct Options {
   std::vector<std::string> attentions = {"ea-2", "ea-6", "ea", "sa"};
-  std::vector<int64_t> lengths = {128, 512, 1024};
+  std::vector<int64_t> lengths = {128, 512};
   std::vector<int64_t> batches = {1};
   std::string device = "cpu";
   std::string dtype = "f32";
