@@ -36,10 +36,19 @@ double median_ms(const std::function<void()>& run) {
   return *middle;
 }
 
-/// A dense [batch, rows, cols] operand, stored transposed or not.
-Descriptor descriptor(int64_t batch, int64_t rows, int64_t cols, bool transposed) {
-  return Descriptor({batch, rows, cols}, dnnl::memory::data_type::f32,
-                    transposed ? dnnl::memory::format_tag::acb : dnnl::memory::format_tag::abc);
+/// A dense operand, [rows, cols] or a batch of them, stored transposed or not. One matrix is described in two
+/// dimensions: oneDNN packs the second operand of no other product.
+Descriptor descriptor(int64_t batch, int64_t rows, int64_t cols, dnnl::memory::format_tag matrix,
+                      dnnl::memory::format_tag matrices) {
+  constexpr auto kType = dnnl::memory::data_type::f32;
+  return batch == 1 ? Descriptor({rows, cols}, kType, matrix)
+                    : Descriptor({batch, rows, cols}, kType, matrices);
+}
+
+Descriptor stored(int64_t batch, int64_t rows, int64_t cols, bool transposed) {
+  using Tag = dnnl::memory::format_tag;
+  return transposed ? descriptor(batch, rows, cols, Tag::ba, Tag::acb)
+                    : descriptor(batch, rows, cols, Tag::ab, Tag::abc);
 }
 
 dnnl::matmul::primitive_desc matmul_descriptor(const dnnl::engine& engine, const Descriptor& a,
@@ -61,11 +70,11 @@ class Product {
         b_(randn({batch_ * shape.k * shape.n})),
         c_(empty({batch_ * shape.m * shape.n})) {}
 
-  double plain_ms() { return primitive_ms(descriptor(batch_, shape_.k, shape_.n, shape_.transpose_b)); }
+  double plain_ms() { return primitive_ms(stored(batch_, shape_.k, shape_.n, shape_.transpose_b)); }
 
   double packed_ms() {
-    return primitive_ms(Descriptor({batch_, shape_.k, shape_.n}, dnnl::memory::data_type::f32,
-                                   dnnl::memory::format_tag::any));
+    constexpr auto kAny = dnnl::memory::format_tag::any;
+    return primitive_ms(descriptor(batch_, shape_.k, shape_.n, kAny, kAny));
   }
 
   double sgemm_ms() {
@@ -81,10 +90,10 @@ class Product {
 
  private:
   double primitive_ms(const Descriptor& b_wanted) {
-    const Descriptor a_stored = descriptor(batch_, shape_.m, shape_.k, shape_.transpose_a);
-    const Descriptor b_stored = descriptor(batch_, shape_.k, shape_.n, shape_.transpose_b);
+    const Descriptor a_stored = stored(batch_, shape_.m, shape_.k, shape_.transpose_a);
+    const Descriptor b_stored = stored(batch_, shape_.k, shape_.n, shape_.transpose_b);
     const auto chosen =
-        matmul_descriptor(engine_, a_stored, b_wanted, descriptor(batch_, shape_.m, shape_.n, false));
+        matmul_descriptor(engine_, a_stored, b_wanted, stored(batch_, shape_.m, shape_.n, false));
     dnnl::memory a(a_stored, engine_, a_.data()), b(b_stored, engine_, b_.data()),
         c(chosen.dst_desc(), engine_, c_.data());
     dnnl::memory packed = b;

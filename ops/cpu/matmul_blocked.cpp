@@ -18,11 +18,14 @@ namespace {
 // Elements are summed in blocks of at most this many steps of k: a packed panel of b is then 64 KiB (AVX-512)
 // and stays in the second-level cache while it is used.
 constexpr int64_t kBlockK = 512;
-// Threads that get a panel buffer of their own: half of the workspace holds their buffers.
+// Threads that take part, each with a panel buffer of its own; half of the workspace holds these buffers.
 constexpr int64_t kMaxThreads = 64;
 // With at most this many columns all of b stays in the second-level cache, and rows are packed as they are
 // used.
 constexpr int64_t kFewColumns = 256;
+// A larger shared block of one product, which every panel of the other operand runs over, would come from
+// memory.
+constexpr int64_t kSharedBlockBytes = int64_t{2} << 20;
 // Panels packed together: it makes the rows that are read long enough for the hardware's prefetcher.
 constexpr int64_t kPackPanels = 8;
 
@@ -48,10 +51,11 @@ class BlockedMatmul {
     for (int64_t k0 = 0; k0 < args_.k; k0 += block_k) {
       const int64_t depth = std::min(block_k, args_.k - k0);
       const int64_t most = kShared / (depth * width);
-      for (int64_t first = 0; first < size; first += most * width) {
+      const int64_t step = kSharedBlockBytes / int64_t{sizeof(T)} / (depth * width) * width;
+      for (int64_t first = 0; first < size; first += step) {
         Block block{.k0 = k0, .depth = depth, .rows = args_.m, .cols = args_.n};
         (share_b_ ? block.n0 : block.m0) = first;
-        (share_b_ ? block.cols : block.rows) = std::min(most * width, size - first);
+        (share_b_ ? block.cols : block.rows) = std::min(step, size - first);
         const int64_t group = most / ceil_div(share_b_ ? block.cols : block.rows, width);
         for (int64_t product = 0; product < products; product += group) {
           block.product0 = product;
