@@ -12,9 +12,9 @@ namespace elwise {
 /// require no gradient, for a shape or dtype that does not match, and for a graph that was freed before.
 void backward(const std::vector<Tensor>& outputs, const std::vector<Tensor>& gradients);
 
-// The two ops that the engine itself needs, defined in ops/elementwise.cpp.
+// The two ops that the engine itself needs, defined in ops/elementwise.cpp. Not recorded.
 
-/// into += value, elementwise, in place.
+/// into += value, elementwise, in place; same shape, dtype and device.
 void accumulate(const Tensor& into, const Tensor& value);
 /// A tensor of ones of the shape, dtype and device of `like`.
 Tensor ones_like(const Tensor& like);

@@ -88,6 +88,8 @@ Jacobian analytic_jacobian(const Function& function, const std::vector<Tensor>& 
 
 GradcheckResult gradcheck(const Function& function, const std::vector<Tensor>& inputs,
                           const GradcheckOptions& options) {
+  ELWISE_CHECK(std::ranges::any_of(inputs, is_differentiated),
+               "gradcheck: expected an input that requires its gradient, got none");
   for (const Tensor& input : inputs) {
     if (!is_differentiated(input)) continue;
     ELWISE_CHECK(input.dtype() == DType::f64 && input.device() == kCpu,

@@ -54,7 +54,7 @@ class CountingAllocator {
 
   void release(void* data, int64_t bytes, MemoryTag tag) {
     const std::lock_guard lock(mutex_);
-    give_back(data);
+    give_back(data, bytes);
     count(tag, -bytes);
   }
 
@@ -78,7 +78,7 @@ class CountingAllocator {
   void set_limit(int64_t bytes) {
     const std::lock_guard lock(mutex_);
     limit_ = std::max<int64_t>(bytes, 0);
-    if (over_limit(0)) drop_cache();
+    if (cache_passes_limit(0)) drop_cache();
   }
 
   int64_t limit() {
@@ -93,15 +93,18 @@ class CountingAllocator {
 
  protected:
   virtual void* obtain(int64_t bytes) {
-    if (over_limit(bytes)) throw_out_of_memory(bytes, "the limit");
+    check_limit(bytes);
     // A non-canonical address: not null, and a fault for whoever follows it.
     return reinterpret_cast<void*>(uintptr_t{0x00F0'0000'0000'0000});
   }
-  virtual void give_back(void*) {}
+  virtual void give_back(void*, int64_t) {}
   virtual void drop_cache() {}
 
-  bool over_limit(int64_t more) const {
+  bool cache_passes_limit(int64_t more) const {
     return limit_ > 0 && stats_.total.now + stats_.cached + more > limit_;
+  }
+  void check_limit(int64_t more) const {
+    if (limit_ > 0 && stats_.total.now + more > limit_) throw_out_of_memory(more, "the limit");
   }
 
   [[noreturn]] void throw_out_of_memory(int64_t bytes, const char* what) const {
@@ -141,9 +144,9 @@ class CpuAllocator : public CountingAllocator {
 
  protected:
   void* obtain(int64_t bytes) override {
+    check_limit(bytes);
     if (void* block = take_cached(bytes)) return block;
-    if (over_limit(bytes)) drop_cache();
-    if (over_limit(bytes)) throw_out_of_memory(bytes, "the limit");
+    if (cache_passes_limit(bytes)) drop_cache();
     void* block = system_allocate(bytes);
     if (block == nullptr) {
       drop_cache();
@@ -154,19 +157,18 @@ class CpuAllocator : public CountingAllocator {
     return block;
   }
 
-  void give_back(void* block) override {
-    const int64_t capacity = capacity_.at(block);
-    cache_.emplace(capacity, block);
-    stats_.cached += capacity;
+  void give_back(void* block, int64_t bytes) override {
+    cache_.emplace(capacity_.at(block), block);
+    stats_.cached += bytes;
   }
 
   void drop_cache() override {
     for (const auto& [capacity, block] : cache_) {
       std::free(block);
       capacity_.erase(block);
+      stats_.cached -= capacity;
     }
     cache_.clear();
-    stats_.cached = 0;
   }
 
  private:
@@ -175,7 +177,7 @@ class CpuAllocator : public CountingAllocator {
     const auto found = cache_.lower_bound(bytes);
     if (found == cache_.end() || found->first > bytes + bytes / 8) return nullptr;
     void* block = found->second;
-    stats_.cached -= found->first;
+    stats_.cached -= bytes;
     cache_.erase(found);
     return block;
   }

@@ -26,7 +26,7 @@ struct MemoryCount {
 struct MemoryStats {
   MemoryCount total;
   std::array<MemoryCount, kMemoryTags> by_tag;
-  int64_t cached = 0;  // held for reuse, in no buffer
+  int64_t cached = 0;  // held beside that: blocks for reuse, and the unused ends of blocks in use
 
   const MemoryCount& operator[](MemoryTag tag) const { return by_tag[static_cast<size_t>(tag)]; }
 };
@@ -36,8 +36,9 @@ MemoryStats memory_stats(Device device);
 /// Sets every peak to what is allocated now.
 void reset_memory_peak(Device device);
 
-/// The most bytes (in buffers and cached) that the device's allocator may hold; an allocation that would pass
-/// it throws OutOfMemoryError with the counts. Default: the machine's memory for cpu, none for meta. `bytes`
+/// The most bytes that the device's buffers may take; an allocation that would pass it throws
+/// OutOfMemoryError with the counts. Cached blocks are given back to stay below it, but for the unused ends
+/// of blocks in use (at most an eighth). Default: the machine's memory for cpu, none for meta. `bytes`
 /// <= 0 takes the limit away.
 void set_memory_limit(Device device, int64_t bytes);
 int64_t memory_limit(Device device);

@@ -29,11 +29,10 @@ std::map<std::string, Tensor> with_prefix(const std::map<std::string, Tensor>& t
   return result;
 }
 
-}  // namespace
-
-LoadReport load_parameters(const Module& module, const std::map<std::string, Tensor>& tensors) {
+/// Which names of the two do not match. Throws Error for those that do but differ in shape or kind of dtype.
+LoadReport compare(const std::map<std::string, Tensor>& parameters,
+                   const std::map<std::string, Tensor>& tensors) {
   LoadReport report;
-  const std::map<std::string, Tensor> parameters = parameter_map(module);
   for (const auto& [name, tensor] : tensors) {
     const auto found = parameters.find(name);
     if (found == parameters.end()) {
@@ -45,12 +44,30 @@ LoadReport load_parameters(const Module& module, const std::map<std::string, Ten
     ELWISE_CHECK(is_floating(tensor.dtype()), "load_parameters: expected ", name,
                  " of a floating dtype, got ", tensor.dtype());
   }
-  for (auto& [name, parameter] : parameters) {
+  for (const auto& [name, parameter] : parameters) {
+    if (!tensors.contains(name)) report.missing.push_back(name);
+  }
+  return report;
+}
+
+/// A name for the checkpoint's tensors that no file in the folder has: whatever checkpoint.json names now
+/// must stay as it is.
+std::string new_tensor_file(const std::filesystem::path& folder, int64_t step) {
+  const std::string stem = "step-" + std::to_string(step);
+  std::string file = stem + ".safetensors";
+  for (int copy = 2; std::filesystem::exists(folder / file); ++copy)
+    file = stem + "-" + std::to_string(copy) + ".safetensors";
+  return file;
+}
+
+}  // namespace
+
+LoadReport load_parameters(const Module& module, const std::map<std::string, Tensor>& tensors) {
+  const std::map<std::string, Tensor> parameters = parameter_map(module);
+  LoadReport report = compare(parameters, tensors);
+  for (const auto& [name, parameter] : parameters) {
     const auto found = tensors.find(name);
-    if (found == tensors.end()) {
-      report.missing.push_back(name);
-      continue;
-    }
+    if (found == tensors.end()) continue;
     const Tensor& source = found->second;
     Tensor target = parameter;
     target.copy_from(
@@ -72,7 +89,7 @@ void save_checkpoint(const std::filesystem::path& folder, const Module& module, 
   for (const auto& [name, tensor] : parameter_map(module)) tensors.emplace(kModelPrefix + name, tensor);
   for (const auto& [name, tensor] : optimizer.state())
     tensors.emplace(kOptimizerPrefix + name, tensor.detach());
-  const std::string file = "step-" + std::to_string(optimizer.steps()) + ".safetensors";
+  const std::string file = new_tensor_file(folder, optimizer.steps());
   save_safetensors(folder / file, tensors);
 
   const RandomStream random = generator.state();
@@ -107,11 +124,13 @@ void load_checkpoint(const std::filesystem::path& folder, const Module& module, 
     fail("checkpoint: ", index_path.string(), " is damaged: ", problem.what());
   }
   const std::map<std::string, Tensor> tensors = load_safetensors(folder / file);
-  const LoadReport report = load_parameters(module, with_prefix(tensors, kModelPrefix));
+  const std::map<std::string, Tensor> model_tensors = with_prefix(tensors, kModelPrefix);
+  const LoadReport report = compare(parameter_map(module), model_tensors);
   ELWISE_CHECK(report.missing.empty() && report.unexpected.empty(), "checkpoint: ", (folder / file).string(),
                " belongs to another model: ", report.missing.size(), " parameters are missing, ",
                report.unexpected.size(), " are unknown");
   optimizer.load_state(with_prefix(tensors, kOptimizerPrefix), step);
+  load_parameters(module, model_tensors);
   optimizer.set_learning_rate(learning_rate);
   generator.set_state(random);
 }

@@ -32,7 +32,7 @@ void save_checkpoint(const std::filesystem::path& folder, const Module& module, 
                      const Generator& generator = default_generator());
 
 /// Restores what save_checkpoint wrote: training goes on bit for bit as if it had not stopped. Throws Error
-/// for a missing or damaged file, or one that belongs to another model.
+/// for a missing or damaged file, or one that belongs to another model, before anything is changed.
 void load_checkpoint(const std::filesystem::path& folder, const Module& module, Optimizer& optimizer,
                      Generator& generator = default_generator());
 

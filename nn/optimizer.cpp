@@ -4,10 +4,15 @@
 #include "ops/elementwise.h"
 
 namespace elwise::nn {
+namespace {
+
+constexpr const char* kStepsSuffix = ".steps";
+
+}  // namespace
 
 Optimizer::Optimizer(const Module& module, double learning_rate, std::vector<std::string> moments)
     : learning_rate_(learning_rate), moments_(std::move(moments)) {
-  for (const auto& [name, parameter] : module.named_parameters()) slots_.push_back({name, parameter, {}});
+  for (const auto& [name, parameter] : module.named_parameters()) slots_.push_back({name, parameter, {}, 0});
 }
 
 void Optimizer::make_state(Slot& slot) const {
@@ -21,8 +26,8 @@ void Optimizer::step() {
   for (Slot& slot : slots_) {
     const Tensor gradient = slot.parameter.grad();
     if (!gradient.defined()) continue;
-    if (slot.state.empty()) make_state(slot);
-    update(slot.parameter, gradient, slot.state);
+    if (slot.steps++ == 0) make_state(slot);
+    update(slot.parameter, gradient, slot.state, slot.steps);
   }
 }
 
@@ -33,6 +38,8 @@ void Optimizer::zero_grad() {
 std::map<std::string, Tensor> Optimizer::state() const {
   std::map<std::string, Tensor> result;
   for (const Slot& slot : slots_) {
+    if (slot.steps == 0) continue;
+    result.emplace(slot.name + kStepsSuffix, from_vector(std::vector{slot.steps}, {}));
     for (size_t i = 0; i < slot.state.size(); ++i)
       result.emplace(slot.name + "." + moments_[i], slot.state[i]);
   }
@@ -44,7 +51,13 @@ void Optimizer::load_state(const std::map<std::string, Tensor>& state, int64_t s
   std::vector<Slot> slots = slots_;  // these change only where all of `state` fits
   for (Slot& slot : slots) {
     slot.state.clear();
-    if (moments_.empty() || !state.contains(slot.name + "." + moments_.front())) continue;
+    slot.steps = 0;
+    const auto count = state.find(slot.name + kStepsSuffix);
+    if (count == state.end()) continue;
+    ELWISE_CHECK(count->second.count() == 1, "optimizer: expected one element in ", count->first, ", got ",
+                 count->second.shape());
+    slot.steps = static_cast<int64_t>(count->second.item());
+    ++used;
     make_state(slot);
     for (size_t i = 0; i < moments_.size(); ++i, ++used) {
       const std::string name = slot.name + "." + moments_[i];
@@ -64,9 +77,10 @@ void Optimizer::load_state(const std::map<std::string, Tensor>& state, int64_t s
 Adam::Adam(const Module& module, AdamKind kind, const AdamOptions& options)
     : Optimizer(module, options.lr, {"m", "v"}), kind_(kind), options_(options) {}
 
-void Adam::update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state) {
+void Adam::update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state,
+                  int64_t step) {
   options_.lr = learning_rate();
-  adam_step(kind_, options_, steps(), parameter, gradient, state[0], state[1]);
+  adam_step(kind_, options_, step, parameter, gradient, state[0], state[1]);
 }
 
 Sgd::Sgd(const Module& module, const SgdOptions& options)
@@ -74,9 +88,10 @@ Sgd::Sgd(const Module& module, const SgdOptions& options)
                 options.momentum != 0 ? std::vector<std::string>{"velocity"} : std::vector<std::string>{}),
       options_(options) {}
 
-void Sgd::update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state) {
+void Sgd::update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state,
+                 int64_t step) {
   options_.lr = learning_rate();
-  sgd_step(options_, steps(), parameter, gradient, state.empty() ? Tensor() : state[0]);
+  sgd_step(options_, step, parameter, gradient, state.empty() ? Tensor() : state[0]);
 }
 
 double clip_gradient_norm(const Module& module, double max_norm) {

@@ -25,25 +25,27 @@ class Optimizer {
   /// Steps done.
   int64_t steps() const { return steps_; }
 
-  /// The state tensors by name ("<parameter>.<moment>"), to be saved. They share storage with the
-  /// optimizer's.
+  /// The state tensors by name ("<parameter>.<moment>", and "<parameter>.steps", one i64), to be saved. The
+  /// moments share storage with the optimizer's.
   std::map<std::string, Tensor> state() const;
   /// Restores what state() gave, and the number of steps. Throws Error for a name or shape that does not
   /// belong, and then changes nothing.
   void load_state(const std::map<std::string, Tensor>& state, int64_t steps);
 
  protected:
-  /// `moments` names the state tensors of one parameter.
+  /// `moments` names the state tensors of one parameter, beside its own count of steps.
   Optimizer(const Module& module, double learning_rate, std::vector<std::string> moments);
 
-  /// Updates one parameter; `state` has one tensor per moment.
-  virtual void update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state) = 0;
+  /// Updates one parameter for the `step`-th time, counted from 1; `state` has one tensor per moment.
+  virtual void update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state,
+                      int64_t step) = 0;
 
  private:
   struct Slot {
     std::string name;
     Tensor parameter;
     std::vector<Tensor> state;  // empty until the first gradient
+    int64_t steps = 0;  // updates so far: as in PyTorch, bias corrections count from the first gradient
   };
   void make_state(Slot& slot) const;
 
@@ -59,7 +61,8 @@ class Adam : public Optimizer {
   Adam(const Module& module, AdamKind kind, const AdamOptions& options = {});
 
  private:
-  void update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state) override;
+  void update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state,
+              int64_t step) override;
   AdamKind kind_;
   AdamOptions options_;
 };
@@ -70,7 +73,8 @@ class Sgd : public Optimizer {
   explicit Sgd(const Module& module, const SgdOptions& options = {});
 
  private:
-  void update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state) override;
+  void update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state,
+              int64_t step) override;
   SgdOptions options_;
 };
 

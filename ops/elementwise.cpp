@@ -18,22 +18,23 @@ Tensor unary(const char* name, UnaryOp op, const Tensor& x, double p0 = 0, doubl
   ELWISE_DISPATCH(
       x.device(), unary_forward,
       {.dtype = x.dtype(), .op = op, .x = x.data(), .y = y.data(), .count = x.count(), .p0 = p0, .p1 = p1});
-  return record(name, {x}, y,
-                [=, saved = SavedTensor(gradient_uses_output(op) ? y : x)](const BackwardContext& context) {
-                  const Tensor& dy = context.gradient();
-                  const Tensor& kept = saved.get();
-                  const Tensor dx = empty(dy.shape(), dy.options());
-                  ELWISE_DISPATCH(dy.device(), unary_backward,
-                                  {.dtype = dy.dtype(),
-                                   .op = op,
-                                   .saved = kept.data(),
-                                   .dy = dy.data(),
-                                   .dx = dx.data(),
-                                   .count = dy.count(),
-                                   .p0 = p0,
-                                   .p1 = p1});
-                  return std::vector{dx};
-                });
+  const GradientSource source = gradient_source(op);
+  const Tensor used = source == GradientSource::nothing ? Tensor() : source == GradientSource::output ? y : x;
+  return record(name, {x}, y, [=, saved = SavedTensor(used)](const BackwardContext& context) {
+    const Tensor& dy = context.gradient();
+    const Tensor& kept = saved.get().defined() ? saved.get() : dy;
+    const Tensor dx = empty(dy.shape(), dy.options());
+    ELWISE_DISPATCH(dy.device(), unary_backward,
+                    {.dtype = dy.dtype(),
+                     .op = op,
+                     .saved = kept.data(),
+                     .dy = dy.data(),
+                     .dx = dx.data(),
+                     .count = dy.count(),
+                     .p0 = p0,
+                     .p1 = p1});
+    return std::vector{dx};
+  });
 }
 
 /// op(a, b) without recording.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "autograd/engine.h"  // accumulate, ones_like
 #include "core/tensor.h"
 
 // Elementwise ops on f32 and f64, differentiable. Two tensors broadcast as in NumPy; they must agree in dtype
@@ -59,14 +60,11 @@ Tensor full(const Shape& shape, double value, TensorOptions options = {});
 Tensor zeros(const Shape& shape, TensorOptions options = {});
 Tensor ones(const Shape& shape, TensorOptions options = {});
 Tensor zeros_like(const Tensor& like);
-Tensor ones_like(const Tensor& like);
 /// 0, 1, .. count - 1.
 Tensor arange(int64_t count, TensorOptions options = {.dtype = DType::i64});
 
 /// Overwrites every element, in place (any dtype); not recorded.
 void fill(const Tensor& x, double value);
-/// into += value, in place, same shape; not recorded.
-void accumulate(const Tensor& into, const Tensor& value);
 
 inline Tensor operator+(const Tensor& a, const Tensor& b) {
   return add(a, b);

@@ -26,9 +26,23 @@ enum class UnaryOp : uint8_t {
   mul_scalar
 };
 
-/// True where the gradient is a function of the output (exp, sqrt, tanh, sigmoid), false where of the input.
-constexpr bool gradient_uses_output(UnaryOp op) {
-  return op == UnaryOp::exp || op == UnaryOp::sqrt || op == UnaryOp::tanh || op == UnaryOp::sigmoid;
+/// What op'(x) is computed from.
+enum class GradientSource : uint8_t { input, output, nothing };
+
+constexpr GradientSource gradient_source(UnaryOp op) {
+  switch (op) {
+    case UnaryOp::exp:
+    case UnaryOp::sqrt:
+    case UnaryOp::tanh:
+    case UnaryOp::sigmoid:
+      return GradientSource::output;
+    case UnaryOp::neg:
+    case UnaryOp::add_scalar:
+    case UnaryOp::mul_scalar:
+      return GradientSource::nothing;
+    default:
+      return GradientSource::input;
+  }
 }
 
 /// y = op(x). y may be x.
@@ -51,7 +65,7 @@ struct UnaryForward {
 struct UnaryBackward {
   DType dtype;
   UnaryOp op;
-  const void* saved;  // [count]: the output where gradient_uses_output(op), else the input
+  const void* saved;  // [count]: what gradient_source(op) names, or any readable elements for nothing
   const void* dy;     // [count]
   void* dx;           // [count]
   int64_t count;

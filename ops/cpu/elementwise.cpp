@@ -5,7 +5,7 @@
 #include <type_traits>
 
 #include "core/parallel.h"
-#include "ops/cpu/loop_nest.h"
+#include "ops/cpu/elements.h"
 #include "ops/elementwise_kernels.h"
 
 #undef HWY_TARGET_INCLUDE

@@ -1,7 +1,7 @@
 #include <cstdint>
 
 #include "core/parallel.h"
-#include "ops/cpu/loop_nest.h"
+#include "ops/cpu/elements.h"
 #include "ops/elementwise_kernels.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -76,7 +76,7 @@ HWY_INLINE V forward(D d, V x, const Parameters<V>& p) {
   if constexpr (op == UnaryOp::mul_scalar) return hn::Mul(x, p.p0);
 }
 
-/// dy * op'(x), given s = op(x) where gradient_uses_output(op), else s = x.
+/// dy * op'(x), given s, which gradient_source(op) names.
 template <UnaryOp op, class D, class V = hn::VFromD<D>>
 HWY_INLINE V backward(D d, V s, V dy, const Parameters<V>& p) {
   using T = hn::TFromD<D>;

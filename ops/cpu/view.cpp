@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "core/parallel.h"
-#include "ops/cpu/loop_nest.h"
+#include "ops/cpu/elements.h"
 
 namespace elwise::cpu {
 namespace {

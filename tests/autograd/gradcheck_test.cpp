@@ -86,6 +86,11 @@ TEST_CASE("inputs that require no gradient are passed on as they are") {
       inputs));
 }
 
+TEST_CASE("nothing to check is refused") {
+  check_error([] { gradcheck([](const Inputs& in) { return exp(in[0]); }, {from_vector<double>({1}, {1})}); },
+              "gradcheck: expected an input that requires its gradient, got none");
+}
+
 TEST_CASE("f32 is refused: it is too coarse to check against") {
   check_error([] { gradcheck([](const Inputs& in) { return exp(in[0]); }, {leaf({1}, {1}, DType::f32)}); },
               "gradcheck: expected inputs of f64 on cpu, got f32 on cpu");

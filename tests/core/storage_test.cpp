@@ -141,6 +141,7 @@ TEST_CASE("a cached block is not handed out where an eighth of it would be waste
     const Storage close(8 * kKiB, kCpu);
     CHECK(close.data() == address);
     CHECK(close.bytes() == 8 * kKiB);
+    CHECK(memory_stats(kCpu).cached == kKiB);  // the unused end
   }
   CHECK(memory_stats(kCpu).cached == 9 * kKiB);
   const Storage small(4 * kKiB, kCpu), large(10 * kKiB, kCpu);

@@ -171,7 +171,32 @@ TEST_CASE("a checkpoint of another model is refused") {
       Error);
   Sgd momentum(training.encoder, {.momentum = 0.9});
   check_error([&] { load_checkpoint(folder.path(), training.encoder, momentum); },
-              "optimizer: the saved state has 32 tensors, of which 0 belong to this model");
+              "optimizer: the saved state lacks layer.0.attention.self.query.weight.velocity");
+  Sgd plain(training.encoder);
+  check_error([&] { load_checkpoint(folder.path(), training.encoder, plain); },
+              "optimizer: the saved state has 48 tensors, of which 16 belong to this model");
+}
+
+TEST_CASE("a checkpoint that is refused changes nothing") {
+  const TemporaryFolder folder;
+  Training training;
+  training.steps(1);
+  save_checkpoint(folder.path(), training.encoder, training.optimizer);
+  training.steps(1);
+  const std::vector<Values> before = training.values();
+  Sgd momentum(training.encoder, {.momentum = 0.9});
+  CHECK_THROWS_AS(load_checkpoint(folder.path(), training.encoder, momentum), Error);
+  CHECK(training.values() == before);
+}
+
+TEST_CASE("a second save at the same step leaves the first whole until it is done") {
+  const TemporaryFolder folder;
+  Training training;
+  training.steps(1);
+  for (const char* expected : {"step-1.safetensors", "step-1-2.safetensors", "step-1.safetensors"}) {
+    save_checkpoint(folder.path(), training.encoder, training.optimizer);
+    CHECK(names_in(folder) == std::vector<std::string>{"checkpoint.json", expected});
+  }
 }
 
 TEST_CASE("a checkpoint that cannot be written is an error") {

@@ -122,9 +122,10 @@ TEST_CASE("a parameter without a gradient is left alone and has no state") {
   set_gradient(model.weight, 0);
   optimizer.step();
   CHECK(values_of(model.bias) == before);
-  CHECK(optimizer.state().size() == 2);
+  CHECK(optimizer.state().size() == 3);
   CHECK(optimizer.state().contains("weight.m"));
   CHECK(optimizer.state().contains("weight.v"));
+  CHECK(optimizer.state().at("weight.steps").item() == 1);
 }
 
 TEST_CASE("an optimizer has the learning rate of its options, and zero_grad clears the gradients") {
@@ -207,10 +208,30 @@ TEST_CASE("state that does not fit is refused and changes nothing") {
   check_refused(state, "optimizer: expected weight.m of shape [2, 3], got [3, 2]");
   state = copy_of(good);
   state["other.m"] = zeros({2}, model.weight.options());
-  check_refused(state, "optimizer: the saved state has 5 tensors, of which 4 belong to this model");
+  check_refused(state, "optimizer: the saved state has 7 tensors, of which 6 belong to this model");
   Sgd plain(model);
   check_error([&] { plain.load_state(good, 1); },
-              "optimizer: the saved state has 4 tensors, of which 0 belong to this model");
+              "optimizer: the saved state has 6 tensors, of which 2 belong to this model");
+}
+
+TEST_CASE("a parameter's bias corrections count from its own first gradient") {
+  Model late, fresh;
+  for (const AdamKind kind : {AdamKind::adam, AdamKind::radam}) {
+    Adam of_late(late, kind), of_fresh(fresh, kind);
+    for (int step = 0; step < kSteps; ++step) {
+      set_gradient(late.weight, step);
+      of_late.step();
+    }
+    late.bias.copy_from(fresh.bias);
+    for (int step = 0; step < kSteps; ++step) {
+      set_gradient(late.bias, step);
+      set_gradient(fresh.bias, step);
+      of_late.step();
+      of_fresh.step();
+      CHECK(values_of(late.bias) == values_of(fresh.bias));
+    }
+    late.zero_grad();
+  }
 }
 
 TEST_CASE("a step works on meta, with state that is counted") {

@@ -49,7 +49,7 @@ inline std::vector<EaSeriesPair> ea_series_pairs(const EaSeriesShape& shape, con
   long double smallest = std::numeric_limits<long double>::infinity();
   for (int64_t j = 0; j < shape.length; ++j) {
     if (shape.visible(b, query, j))
-      smallest = std::min(smallest, std::fabs((long double)k[shape.at(b, j, channel)]));
+      smallest = std::min(smallest, std::fabs(static_cast<long double>(k[shape.at(b, j, channel)])));
   }
   std::vector<EaSeriesPair> pairs;
   for (int64_t j = 0; j < shape.length; ++j) {

@@ -192,7 +192,8 @@ TEST_CASE("Ctrl-C prints what was measured so far") {
   const TemporaryFolder folder;
   const auto json = folder / "cost.json";
   const std::string command =
-      std::string("timeout --signal=INT 3 ") + ELWISE_TOOLS_DIR + "/train_bert_cost " + kTiny +
+      // In the foreground: otherwise timeout sends the signal twice, to the program and to its group.
+      std::string("timeout --foreground --signal=INT 3 ") + ELWISE_TOOLS_DIR + "/train_bert_cost " + kTiny +
       "--no-matmul-floor --attention ea-6,sa --batch 1,2,3,4,5,6,7,8 --steps 2000 --json " + json.string() +
       " >" + (folder / "out.txt").string() + " 2>&1";
   CHECK(std::system(command.c_str()) != 0);
