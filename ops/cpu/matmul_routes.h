@@ -16,8 +16,13 @@ void matmul_blocked(const Matmul& args);
 void matmul_thin(const Matmul& args);
 inline constexpr int64_t kMaxThinRows = 4;
 
-/// oneDNN's blocked kernel, f32. False, with nothing done, where this processor, the strides or the arguments
-/// have none, or where oneDNN might split k over the threads.
+/// oneDNN's sgemm, f32, one call per block of c and thread, for any strides. It packs both operands, and sums
+/// an element over k in the same order whatever block it falls in (the tests see to it). False, with nothing
+/// done, for another dtype, a bias, or one product too small to share.
+bool matmul_sgemm(const Matmul& args);
+
+/// oneDNN's matmul primitive, f32. False, with nothing done, where this processor, the strides or the
+/// arguments have none, or where oneDNN might split k over the threads.
 bool matmul_onednn(const Matmul& args);
 
 }  // namespace elwise::cpu

@@ -147,7 +147,7 @@ TEST_CASE("no element is left unwritten where nothing is added up") {
 void check_same_bits(const Tensor& a, const Tensor& b, MatmulOptions options) {
   const int threads = num_threads();
   std::vector<Tensor> products;
-  for (const int count : {1, 2, 3, 4}) {
+  for (const int count : {1, 2, 3, 4, 6, 7, 16}) {
     set_num_threads(count);
     products.push_back(matmul(a, b, options));
   }
@@ -155,7 +155,7 @@ void check_same_bits(const Tensor& a, const Tensor& b, MatmulOptions options) {
   const auto bytes = static_cast<size_t>(products[0].count() * size_of(products[0].dtype()));
   for (size_t i = 1; i < products.size(); ++i) {
     CHECK_MESSAGE(std::memcmp(products[i].data(), products[0].data(), bytes) == 0, a.shape(), " ", b.shape(),
-                  ": other bits with ", i + 1, " threads");
+                  ": other bits with thread count number ", i);
   }
 }
 
@@ -175,6 +175,23 @@ TEST_CASE("a long inner dimension: the same bits for any thread count, and close
       const Tensor narrow_left = cast(left, DType::f32), narrow_right = cast(right, DType::f32);
       check_close(values_of(matmul(narrow_left, narrow_right, options)), expected, kF32Tolerance, "f32");
       check_same_bits(narrow_left, narrow_right, options);
+    }
+  }
+}
+
+TEST_CASE("large products that threads share: the same bits for any thread count, and close to f64") {
+  struct Sizes {
+    int64_t m, k, n;
+  };
+  for (const auto& [m, k, n] :
+       {Sizes{97, 130, 513}, {289, 100, 97}, {145, 700, 145}, {50, 1000, 49}, {385, 64, 1}}) {
+    const Tensor a = uniform({m, k}), b = uniform({k, n});
+    const Values expected = values_of(matmul(a, b));
+    for (const MatmulOptions options : kAllOptions) {
+      const Tensor left = cast(options.transpose_a ? transpose(a, 0, 1) : a, DType::f32);
+      const Tensor right = cast(options.transpose_b ? transpose(b, 0, 1) : b, DType::f32);
+      check_close(values_of(matmul(left, right, options)), expected, kF32Tolerance, "f32");
+      check_same_bits(left, right, options);
     }
   }
 }
