@@ -9,6 +9,7 @@
 #include "nn/optimizer.h"
 #include "tools/masked_lm_data.h"
 #include "tools/matmul_floor.h"
+#include "tools/median.h"
 
 namespace elwise::tools {
 namespace {
@@ -17,13 +18,6 @@ using Clock = std::chrono::steady_clock;
 
 double milliseconds_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-}
-
-std::optional<double> median(std::vector<double> values) {
-  if (values.empty()) return std::nullopt;
-  const size_t middle = values.size() / 2;
-  std::sort(values.begin(), values.end());
-  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
 }
 
 MaskedLmData open_data(const CostRequest& request) {
@@ -68,11 +62,16 @@ CostResult measure_cost(const CostRequest& request, const std::function<bool(int
   CostResult result{.parameters = model.parameter_count()};
   StepTimes times;
   std::vector<MatmulShape> products;
+  std::vector<ProfiledStep> profiled;
+  std::optional<RooflineMeter> roofline;
+  if (request.profile && runs) roofline.emplace();
   for (int64_t step = 0; step < request.warmup + request.steps; ++step) {
     if (step == request.warmup) reset_memory_peak(device);
     const MaskedLmBatch batch = data.next(request.batch, request.length, device);
     const double flops_before = cost_totals().flops;
     const MatmulLog log;
+    std::optional<Profiler> profiler;
+    if (request.profile) profiler.emplace();
     const auto start = Clock::now();
     const Tensor loss = model.loss(batch.input, batch.masked, batch.labels, request.checkpoint_layers);
     const double forward = milliseconds_since(start);
@@ -91,12 +90,17 @@ CostResult measure_cost(const CostRequest& request, const std::function<bool(int
       times.backward.push_back(backward);
       times.optimizer.push_back(total - forward - backward);
       result.flops = cost_totals().flops - flops_before;
+      if (profiler) {
+        profiled.push_back({profiler->kernels(), total / 1e3, std::nullopt});
+        if (roofline) profiled.back().roofline = roofline->measure();
+      }
       ++result.steps;
     }
     products = log.shapes();
     if (!progress(step + 1)) break;
   }
   result.memory = memory_stats(device);
+  result.profile = summarize(profiled);
   if (runs) {
     result.step_ms = median(times.step);
     result.forward_ms = median(times.forward);
@@ -142,6 +146,7 @@ nlohmann::ordered_json to_json(const CostRequest& request, const CostResult& res
   json["loss_last"] = value_or_null(result.loss_last);
   json["checkpoint_activations"] = request.checkpoint_layers;
   json["steps"] = result.steps;
+  if (request.profile) json["profile"] = to_json(result.profile);
   json["threads"] = num_threads();
   json["seed"] = request.seed;
   return json;

@@ -8,6 +8,7 @@
 
 #include "models/bert.h"
 #include "ops/matmul.h"
+#include "tools/kernel_profile.h"
 
 namespace elwise::tools {
 
@@ -22,6 +23,7 @@ struct CostRequest {
   double learning_rate = 1e-4;
   bool checkpoint_layers = false;
   bool matmul_floor = true;    // measure it (on the CPU)
+  bool profile = false;        // time each kernel too; slows the step by the roofline measured after it
   std::filesystem::path text;  // empty: synthetic tokens
 };
 
@@ -32,9 +34,10 @@ struct CostResult {
   std::optional<double> step_ms = {}, forward_ms = {}, backward_ms = {}, optimizer_ms = {};
   std::optional<double> matmul_floor_ms = {};
   std::optional<double> loss_first = {}, loss_last = {};
-  MemoryStats memory = {};  // peaks over the measured steps
-  double flops = 0;         // of one step
-  int64_t steps = 0;        // that were measured; fewer than asked for after an interrupt
+  MemoryStats memory = {};                  // peaks over the measured steps
+  double flops = 0;                         // of one step
+  int64_t steps = 0;                        // that were measured; fewer than asked for after an interrupt
+  std::vector<KernelSummary> profile = {};  // empty unless asked for
 
   std::optional<double> tokens_per_s(const CostRequest& request) const;
   /// (forward_ms + backward_ms) / matmul_floor_ms.

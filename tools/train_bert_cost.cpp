@@ -88,6 +88,8 @@ void add_options(CLI::App& app, Options& options) {
                  "train on this file's bytes (default: synthetic tokens, Zipf's law)");
   app.add_option("--json", options.json, "write one JSON object per measurement to this file");
   app.add_flag("--no-matmul-floor", options.no_matmul_floor, "do not time the step's matrix products alone");
+  app.add_flag("--profile", options.request.profile,
+               "print the time of each kernel, and its share of what the machine could do");
   app.add_flag("--quiet", options.quiet, "print the table only");
 }
 
@@ -189,6 +191,7 @@ int run(Options& options) {
       progress.clear();
       json.write(to_json(request, result));
       table.add(table_row(request, result));
+      if (request.profile) fmt::print("{}\n{}\n", describe(request), profile_text(result.profile));
       if (!options.quiet) {
         fmt::print("{}: {} ms a step, peak {}\n", describe(request), number_or_dash(result.step_ms, "{:.0f}"),
                    format_bytes(result.memory.total.peak));

@@ -10,6 +10,7 @@ namespace elwise {
 struct CountCalls {
   int64_t n;
   int64_t optional = 3;
+  DType dtype = DType::f32;
 
   KernelCost cost() const {
     return {.flops = static_cast<double>(n), .bytes_read = 2 * static_cast<double>(n), .bytes_written = 8};
