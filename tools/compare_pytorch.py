@@ -36,7 +36,7 @@ LEARNED_POSITIONS, LONGEST = 512, 8192  # Elwise's positions are learned up to h
 SHARE_OF_MEMORY = 0.8  # that full EA's weights may take
 # Large tensors come from malloc's heap and stay with the process. Else each is mapped and zeroed by the kernel anew,
 # which costs PyTorch up to a quarter of its time; Elwise keeps its memory too.
-KEEP_MEMORY = "glibc.malloc.mmap_threshold=1099511627776:glibc.malloc.trim_threshold=1099511627776"
+KEEP_MEMORY = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
 
 
 class Failure(Exception):
