@@ -264,10 +264,10 @@ def table(configurations: list[Configuration], compiled: bool) -> str:
     """The Markdown table; every cell is a median over pairs."""
     sides = [side for side in SIDES if side != "compiled" or compiled]
     header = ["attention", "batch", "length"]
-    for unit in ("tokens/s", "peak"):
+    for unit, quantity in (("tokens/s", "speed"), ("peak", "peak")):
         for side in sides:
             header.append(f"{SIDES[side]} {unit}")
-            header += [f"Elwise / {side}"] * (side != "elwise")
+            header += [f"{quantity}: Elwise / {side}"] * (side != "elwise")
     rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
     for configuration in configurations:
         row = [configuration.attention, str(configuration.batch), str(configuration.length)]
