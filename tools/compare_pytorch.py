@@ -137,7 +137,11 @@ def work(options: argparse.Namespace) -> None:
                     options.heads, options.intermediate, options.vocab, max(length, LEARNED_POSITIONS))
     run = Run(options.worker == "compiled", options.optimizer, options.steps, options.warmup, options.threads,
               options.dtype, options.seed)
-    pathlib.Path(options.json).write_text(json.dumps(measure(config, run)))
+    try:
+        result = measure(config, run)
+    except Exception as error:  # whatever PyTorch raises: its message may end in advice, its first line says what
+        sys.exit(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+    pathlib.Path(options.json).write_text(json.dumps(result))
 
 
 def last_line(text: str) -> str:
