@@ -1,0 +1,351 @@
+#!/usr/bin/env python3
+"""Compares the speed and memory of a BERT training step in Elwise and in PyTorch, and prints a Markdown table.
+
+    python3 -m venv venv && venv/bin/pip install torch
+    tools/compare_pytorch.py --python venv/bin/python
+
+Both train the same model (pytorch_bert.py states PyTorch's: EA composed as in figure 2 of arXiv 2501.05730, SA by
+scaled_dot_product_attention) with AdamW and no dropout. Every measurement is a process of its own; the processes of
+a pair run one after the other and pairs alternate their order. Peak memory is the kernel's count for the whole
+process (ru_maxrss), for PyTorch with Python and its libraries, and with the compiler where it compiles.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any, NoReturn, TextIO
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+BUILD_HINT = "cmake --preset release && cmake --build --preset release --target train_bert_cost"
+TORCH_HINT = "python3 -m venv DIR && DIR/bin/pip install torch, then --python DIR/bin/python"
+EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+SIDES = {"elwise": "Elwise", "eager": "PyTorch eager", "compiled": "PyTorch compiled"}
+MODEL_SIZES = ("layers", "hidden", "heads", "intermediate", "vocab")
+LARGEST_ORDER = 16
+LEARNED_POSITIONS, LONGEST = 512, 8192  # Elwise's positions are learned up to here
+SHARE_OF_MEMORY = 0.8  # that full EA's weights may take
+# Large tensors come from malloc's heap and stay with the process. Else each is mapped and zeroed by the kernel anew,
+# which costs PyTorch up to a quarter of its time; Elwise keeps its memory too.
+KEEP_MEMORY = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
+
+
+class Failure(Exception):
+    """What the program cannot go on with; the message is one line."""
+
+
+class ChildFailure(Exception):
+    """One measurement that failed; the message is one line."""
+
+
+@dataclasses.dataclass
+class Configuration:
+    """One row of the table and what has been measured for it."""
+
+    attention: str
+    length: int
+    batch: int
+    pairs: list[dict[str, dict[str, Any]]] = dataclasses.field(default_factory=list)  # side -> measurement
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)  # side -> why
+
+    def __str__(self) -> str:
+        return f"{self.attention} batch {self.batch} length {self.length}"
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}\n")
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got '{text}'")
+        return int(text)
+
+    return parse
+
+
+def lengths(text: str) -> list[int]:
+    values = [whole_number(1)(item) for item in text.split(",")]
+    if max(values) > LONGEST:
+        raise argparse.ArgumentTypeError(f"expected at most {LONGEST} tokens (learned positions), got {max(values)}")
+    return values
+
+
+def batches(text: str) -> list[int]:
+    return [whole_number(1)(item) for item in text.split(",")]
+
+
+def attentions(text: str) -> list[str]:
+    for name in text.split(","):
+        order = re.fullmatch(r"ea-(?:series-composed-)?([0-9]+)", name)
+        if name not in ("sa", "ea") and not (order and int(order[1]) % 2 == 0 and int(order[1]) <= LARGEST_ORDER):
+            raise argparse.ArgumentTypeError(
+                f"expected sa, ea, ea-N or ea-series-composed-N (N even, 0 .. {LARGEST_ORDER}), got '{name}'")
+    return text.split(",")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="compare_pytorch")
+    add = parser.add_argument
+    positive = whole_number(1)
+    add("--attention", type=attentions, default=["ea-6", "sa"],
+        help="comma-separated: sa, ea, ea-N or ea-series-composed-N (default: ea-6,sa)")
+    add("--seq-len", type=lengths, default=[128, 512], help="sequence lengths, comma-separated (default: 128,512)")
+    add("--batch", type=batches, default=[1], help="batch sizes, comma-separated (default: 1)")
+    add("--causal", action="store_true", help="a token sees only itself and what stands before it")
+    for name, default in zip(MODEL_SIZES, (12, 768, 12, 3072, 30522)):
+        add(f"--{name}", type=positive, default=default, help=f"default: {default}")
+    add("--dtype", choices=["f32", "f64"], default="f32", help="default: f32")
+    add("--pairs", type=positive, default=3, help="measurements of each side (default: 3)")
+    add("--steps", type=positive, default=5, help="measured steps of each (default: 5)")
+    add("--warmup", type=positive, default=2, help="steps before them, the first of which compiles (default: 2)")
+    add("--threads", type=positive, default=len(os.sched_getaffinity(0)), help="default: all of this machine's")
+    add("--seed", type=whole_number(0), default=0, help="of parameters and data (default: 0)")
+    add("--python", default=sys.executable, help="the Python that has PyTorch 2 (default: this one)")
+    add("--train-bert-cost", type=pathlib.Path, default=ROOT / "build/release/tools/train_bert_cost",
+        help="Elwise's side (default: build/release/tools/train_bert_cost)")
+    add("--no-compile", action="store_true", help="leave torch.compile out")
+    add("--optimizer", choices=["fused", "foreach", "single"], default="fused",
+        help="PyTorch's implementation of AdamW (default: fused, the fastest)")
+    add("--malloc", choices=["keep", "default"], default="keep",
+        help="keep: PyTorch's process keeps freed memory, which is faster; default: glibc's settings (default: keep)")
+    add("--json", help="write one JSON object per measurement to this file")
+    add("--worker", choices=["eager", "compiled"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.hidden % options.heads != 0:
+        parser.error(f"hidden: {options.hidden} is not divisible by {options.heads} heads")
+    return options
+
+
+def work(options: argparse.Namespace) -> None:
+    """The worker: one measurement in PyTorch, written as one JSON object."""
+    from pytorch_bert import Config, Run, measure
+
+    length = options.seq_len[0]
+    config = Config(options.attention[0], length, options.batch[0], options.causal, options.layers, options.hidden,
+                    options.heads, options.intermediate, options.vocab, max(length, LEARNED_POSITIONS))
+    run = Run(options.worker == "compiled", options.optimizer, options.steps, options.warmup, options.threads,
+              options.dtype, options.seed)
+    try:
+        result = measure(config, run)
+    except Exception as error:  # whatever PyTorch raises: its message may end in advice, its first line says what
+        sys.exit(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+    pathlib.Path(options.json).write_text(json.dumps(result))
+
+
+def last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
+
+
+def run_child(command: list[str], environment: dict[str, str]) -> int:
+    """Runs a process to its end and gives its peak resident memory in bytes. Throws ChildFailure."""
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+        except KeyboardInterrupt:
+            child.terminate()
+            child.wait()
+            raise
+        child.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        text = output.read()
+    if child.returncode in (-signal.SIGINT, EXIT_INTERRUPTED):
+        raise KeyboardInterrupt
+    if child.returncode < 0:
+        raise ChildFailure(f"ended by {signal.Signals(-child.returncode).name} (out of memory?)")
+    if child.returncode != 0:
+        raise ChildFailure(last_line(text))
+    return usage.ru_maxrss * 1024
+
+
+def measure_side(side: str, configuration: Configuration, options: argparse.Namespace) -> dict[str, Any]:
+    """One measurement by a process of its own. Throws ChildFailure."""
+    environment = dict(os.environ)
+    with tempfile.TemporaryDirectory() as folder:
+        result = pathlib.Path(folder) / "result.json"
+        if side == "elwise":
+            command = [str(options.train_bert_cost), "--no-matmul-floor", "--quiet"]
+        else:
+            command = [options.python, __file__, "--worker", side, "--optimizer", options.optimizer]
+            if options.malloc == "keep":
+                environment.setdefault("GLIBC_TUNABLES", KEEP_MEMORY)
+        command += ["--attention", configuration.attention, "--seq-len", str(configuration.length), "--batch",
+                    str(configuration.batch), "--json", str(result)] + ["--causal"] * options.causal
+        for name in (*MODEL_SIZES, "dtype", "steps", "warmup", "threads", "seed"):
+            command += [f"--{name}", str(getattr(options, name))]
+        peak = run_child(command, environment)
+        measurement = json.loads(result.read_text())
+    measurement["tokens_per_s"] = configuration.batch * configuration.length * 1e3 / measurement["step_ms"]
+    measurement["peak_rss_bytes"] = peak
+    return measurement
+
+
+def full_ea_bytes(configuration: Configuration, options: argparse.Namespace) -> int:
+    """What composed EA needs for tensors [B, L, L, D]: each layer keeps the differences, the weights and, where
+    causal, the masked weights; backward has three more at a time."""
+    size = configuration.batch * configuration.length**2 * options.hidden * (8 if options.dtype == "f64" else 4)
+    return size * ((2 + options.causal) * options.layers + 3)
+
+
+def available_bytes() -> int:
+    found = re.search(r"MemAvailable: *([0-9]+) kB", pathlib.Path("/proc/meminfo").read_text())
+    return int(found[1]) * 1024 if found else sys.maxsize
+
+
+def measure_pairs(configuration: Configuration, options: argparse.Namespace, log: TextIO | None) -> None:
+    """Measures all sides in turn, `pairs` times; a side that fails is not tried again."""
+    sides = [side for side in SIDES if side != "compiled" or not options.no_compile]
+    needed = full_ea_bytes(configuration, options) if configuration.attention == "ea" else 0
+    if needed > SHARE_OF_MEMORY * available_bytes():
+        fail(configuration, sides[1:], f"composed EA needs {gibibytes(needed)} and more: does not fit")
+    for number in range(options.pairs):
+        pair: dict[str, dict[str, Any]] = {}
+        configuration.pairs.append(pair)
+        for side in sides if number % 2 == 0 else sides[::-1]:
+            if side in configuration.failed:
+                continue
+            try:
+                pair[side] = measure_side(side, configuration, options)
+            except ChildFailure as failure:
+                fail(configuration, [side], str(failure))
+                continue
+            report(configuration, number, side, pair[side], options, log)
+        counts = {measurement["parameters"] for measurement in pair.values()}
+        if len(counts) > 1:
+            raise Failure(f"{configuration}: the models differ: they have {sorted(counts)} parameters")
+
+
+def fail(configuration: Configuration, sides: list[str], reason: str) -> None:
+    for side in sides:
+        configuration.failed[side] = reason
+        print(f"compare_pytorch: {configuration}: {SIDES[side]} fails: {reason}", file=sys.stderr)
+
+
+def report(configuration: Configuration, number: int, side: str, measurement: dict[str, Any],
+           options: argparse.Namespace, log: TextIO | None) -> None:
+    first = measurement.get("first_step_ms")
+    compiling = f", first step {first / 1e3:.0f} s" if side == "compiled" and first else ""
+    print(f"{configuration}, pair {number + 1} of {options.pairs}: {SIDES[side]} {measurement['step_ms']:.1f} ms a "
+          f"step, peak {gibibytes(measurement['peak_rss_bytes'])}, first loss {measurement['loss_first']:.2f}"
+          f"{compiling}", file=sys.stderr)
+    if log is not None:
+        context = {"side": side, "pair": number + 1, "attention": configuration.attention,
+                   "seq_len": configuration.length, "batch": configuration.batch, "threads": options.threads,
+                   "dtype": options.dtype, "malloc": options.malloc if side != "elwise" else None}
+        print(json.dumps({**context, **measurement}), file=log, flush=True)
+
+
+def gibibytes(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB"
+
+
+def median_of(configuration: Configuration, side: str, field: str) -> float | None:
+    values = [pair[side][field] for pair in configuration.pairs if side in pair]
+    return statistics.median(values) if values else None
+
+
+def median_ratio(configuration: Configuration, side: str, field: str) -> str:
+    """Elwise over the other side, within each pair."""
+    ratios = [pair["elwise"][field] / pair[side][field] for pair in configuration.pairs
+              if "elwise" in pair and side in pair]
+    return f"{statistics.median(ratios):.2f}" if ratios else "-"
+
+
+def table(configurations: list[Configuration], compiled: bool) -> str:
+    """The Markdown table; every cell is a median over pairs."""
+    sides = [side for side in SIDES if side != "compiled" or compiled]
+    header = ["attention", "batch", "length"]
+    for unit, quantity in (("tokens/s", "speed"), ("peak", "peak")):
+        for side in sides:
+            header.append(f"{SIDES[side]} {unit}")
+            header += [f"{quantity}: Elwise / {side}"] * (side != "elwise")
+    rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
+    for configuration in configurations:
+        row = [configuration.attention, str(configuration.batch), str(configuration.length)]
+        for field, text in (("tokens_per_s", "{:.0f}".format), ("peak_rss_bytes", gibibytes)):
+            for side in sides:
+                value = median_of(configuration, side, field)
+                row.append("fails" if side in configuration.failed else "-" if value is None else text(value))
+                row += [median_ratio(configuration, side, field)] * (side != "elwise")
+        rows.append(row)
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def describe(options: argparse.Namespace, version: str, configurations: list[Configuration]) -> str:
+    """What holds for the whole table, in one line."""
+    causal = ", causal" if options.causal else ""
+    bare = [value for configuration in configurations
+            if (value := median_of(configuration, "eager", "after_import_rss_bytes"))]
+    without_model = f" ({gibibytes(statistics.median(bare))} of PyTorch's after its import)" if bare else ""
+    return (f"PyTorch {version}, {options.threads} threads, {options.dtype}{causal}; AdamW: {options.optimizer}; "
+            f"malloc: {options.malloc}; peak: of the whole process{without_model}; medians of {options.pairs} pairs of "
+            f"{options.steps} steps")
+
+
+def torch_version(python: str) -> str:
+    """The version of that Python's torch. Throws Failure where there is none."""
+    try:
+        probe = subprocess.run([python, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True)
+    except OSError as error:
+        raise Failure(f"cannot run {python}: {error.strerror}; make one: {TORCH_HINT}") from error
+    if probe.returncode != 0:
+        raise Failure(f"no PyTorch in {python} ({last_line(probe.stderr)}); make one: {TORCH_HINT}")
+    version = probe.stdout.strip()
+    if int(version.split(".")[0]) < 2:
+        raise Failure(f"expected PyTorch 2 or newer in {python}, got {version}; make one: {TORCH_HINT}")
+    return version
+
+
+def compare(options: argparse.Namespace) -> int:
+    if not os.access(options.train_bert_cost, os.X_OK):
+        raise Failure(f"no program {options.train_bert_cost}; build it: {BUILD_HINT}")
+    version = torch_version(options.python)
+    try:
+        log = open(options.json, "w", encoding="utf-8") if options.json else None
+    except OSError as error:
+        raise Failure(f"json: cannot write {options.json}: {error.strerror}") from error
+    configurations: list[Configuration] = []
+    status = 0
+    try:
+        for length in options.seq_len:
+            for batch in options.batch:
+                for attention in options.attention:
+                    configurations.append(Configuration(attention, length, batch))
+                    measure_pairs(configurations[-1], options, log)
+    except KeyboardInterrupt:
+        status = EXIT_INTERRUPTED
+    measured = [configuration for configuration in configurations if any(configuration.pairs)]
+    if status == 0 and any({"elwise", "eager"} & configuration.failed.keys() for configuration in configurations):
+        status = EXIT_FAILURE
+    print(describe(options, version, measured) + (", interrupted" if status == EXIT_INTERRUPTED else "") + "\n")
+    print(table(measured, not options.no_compile))
+    return status
+
+
+def main() -> int:
+    options = parse_arguments()
+    if options.worker:
+        work(options)
+        return 0
+    try:
+        return compare(options)
+    except (Failure, OSError) as failure:
+        print(f"compare_pytorch: {failure}", file=sys.stderr)
+    return EXIT_FAILURE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
