@@ -37,40 +37,38 @@ int64_t peak(CostRequest request, int64_t length) {
 }  // namespace
 
 TEST_CASE("the longest length is what trying every length gives") {
-  for (const char* attention : {"sa", "ea", "ea-2", "ea-6", "none"}) {
-    for (const bool checkpoint : {false, true}) {
-      CAPTURE(attention);
-      CAPTURE(checkpoint);
-      CostRequest request = tiny(attention);
-      request.checkpoint_layers = checkpoint;
-      request.model.causal = checkpoint;
-      // Lengths around and far from the end of the position table, where memory falls.
-      constexpr int64_t kLongest = 9600;
-      std::map<int64_t, int64_t> peaks;
-      for (int64_t length = kLengthStep; length <= kLongest; length += kLengthStep) {
-        peaks[length] = peak(request, length);
-      }
-      const int64_t table = models::kLongestPositionTable;
-      std::vector<int64_t> budgets = {peaks[kLengthStep] - 1,
-                                      peaks[kLengthStep],
-                                      peaks[table] - 1,
-                                      peaks[table],
-                                      peaks[table + kLengthStep] - 1,
-                                      peaks[table + kLengthStep],
-                                      peaks[table + kLengthStep] + 1};
-      for (int64_t length = 2 * kLengthStep; length < 9000;
-           length = length * 5 / 4 / kLengthStep * kLengthStep + 8) {
-        budgets.push_back(peaks[length] + 1);
-      }
-      for (const int64_t budget : budgets) {
-        int64_t expected = 0;
-        for (const auto& [length, bytes] : peaks) expected = bytes <= budget ? length : expected;
-        REQUIRE(expected < kLongest);  // else the brute force did not look far enough
-        const LongestLength found = tools::find_longest_length(request, budget);
-        CAPTURE(budget);
-        CHECK(found.length == expected);
-        if (expected > 0) CHECK(found.cost.memory.total.peak == peaks[expected]);
-      }
+  for (const auto& [attention, checkpoint] :
+       {std::pair("sa", false), std::pair("sa", true), std::pair("ea", false), std::pair("ea-6", true)}) {
+    CAPTURE(attention);
+    CAPTURE(checkpoint);
+    CostRequest request = tiny(attention);
+    request.checkpoint_layers = request.model.causal = checkpoint;
+    // Lengths around and far from the end of the position table, where memory falls.
+    constexpr int64_t kLongest = 9600;
+    std::map<int64_t, int64_t> peaks;
+    for (int64_t length = kLengthStep; length <= kLongest; length += kLengthStep) {
+      peaks[length] = peak(request, length);
+    }
+    const int64_t table = models::kLongestPositionTable;
+    std::vector<int64_t> budgets = {peaks[kLengthStep] - 1,
+                                    peaks[kLengthStep],
+                                    peaks[table] - 1,
+                                    peaks[table],
+                                    peaks[table + kLengthStep] - 1,
+                                    peaks[table + kLengthStep],
+                                    peaks[table + kLengthStep] + 1};
+    for (int64_t length = 2 * kLengthStep; length < 9000;
+         length = length * 5 / 4 / kLengthStep * kLengthStep + 8) {
+      budgets.push_back(peaks[length] + 1);
+    }
+    for (const int64_t budget : budgets) {
+      int64_t expected = 0;
+      for (const auto& [length, bytes] : peaks) expected = bytes <= budget ? length : expected;
+      REQUIRE(expected < kLongest);  // else the brute force did not look far enough
+      const LongestLength found = tools::find_longest_length(request, budget);
+      CAPTURE(budget);
+      CHECK(found.length == expected);
+      if (expected > 0) CHECK(found.cost.memory.total.peak == peaks[expected]);
     }
   }
 }
