@@ -114,10 +114,10 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def lines_of(panel: Panel, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines that a panel shows: its own sweep's, or else those of runs that measured the same."""
+    """The lines that a panel shows: its own sweep's, or else those of runs without a sweep that measured the same."""
     usable = [line for line in lines if line.get(panel.x) and line.get(panel.y)]
     own = [line for line in usable if line.get("sweep") == panel.name]
-    return own or [line for line in usable if line.get("sweep") != "bs-l" and panel.name != "bs-l"]
+    return own or [line for line in usable if line.get("sweep") is None]
 
 
 def differing(panel: Panel, lines: list[dict[str, Any]]) -> list[str]:

@@ -172,7 +172,7 @@ TEST_CASE("--plot draws a figure for each sweep and keeps the measurements") {
     CHECK(!json_lines(figures / (sweep + std::string(".json"))).empty());
   }
   check_figure(figures, "memory",
-               {"Peak memory of a training step", "sequence length (tokens)", "ea-6", "sa"});
+               {"Peak memory of a training step", "sequence length (tokens)", "ea-6", "sa", "16k"});
   check_figure(figures, "bs-l", {"batch size (sequences)", "longest sequence (tokens)", "ea-2", "8k tokens"});
   check_figure(figures, "throughput", {"tokens per second", "ea-6", "ea "});
 }
