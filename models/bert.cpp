@@ -14,8 +14,6 @@
 namespace elwise::models {
 namespace {
 
-constexpr int64_t kLongestPositionTable = 8192;
-
 nn::EncoderConfig encoder_config(const BertConfig& config) {
   return {.attention = {.mechanism = config.attention,
                         .hidden = config.hidden,

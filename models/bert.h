@@ -9,6 +9,9 @@
 
 namespace elwise::models {
 
+/// The longest sequence for which BertConfig::for_length learns positions.
+inline constexpr int64_t kLongestPositionTable = 8192;
+
 /// BERT (Devlin et al., arXiv 1810.04805) with any attention mechanism. The defaults are BERT-base's.
 struct BertConfig {
   int64_t vocabulary = 30522;
@@ -28,7 +31,7 @@ struct BertConfig {
   bool causal = false;
   TensorOptions options = {};
 
-  /// The same model with at least `length` positions; above 8192 they are sinusoidal.
+  /// The same model with at least `length` positions; above kLongestPositionTable they are sinusoidal.
   BertConfig for_length(int64_t length) const;
 };
 

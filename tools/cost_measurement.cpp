@@ -117,6 +117,9 @@ nlohmann::ordered_json to_json(const CostRequest& request, const CostResult& res
   const auto value_or_null = [](const std::optional<double>& value) {
     return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json();
   };
+  const auto counted_or_null = [&](auto value) {
+    return result.steps > 0 ? nlohmann::ordered_json(value) : nlohmann::ordered_json();
+  };
   const nn::Mechanism& mechanism = request.model.attention;
   const bool has_order = mechanism.kind == nn::Mechanism::Kind::ea_series ||
                          mechanism.kind == nn::Mechanism::Kind::ea_series_composed;
@@ -128,18 +131,23 @@ nlohmann::ordered_json to_json(const CostRequest& request, const CostResult& res
   json["causal"] = request.model.causal;
   json["batch"] = request.batch;
   json["seq_len"] = request.length;
-  json["parameters"] = result.parameters;
+  json["layers"] = request.model.layers;
+  json["hidden"] = request.model.hidden;
+  json["heads"] = request.model.heads;
+  json["intermediate"] = request.model.intermediate;
+  json["vocabulary"] = request.model.vocabulary;
+  json["parameters"] = counted_or_null(result.parameters);
   json["step_ms"] = value_or_null(result.step_ms);
   json["forward_ms"] = value_or_null(result.forward_ms);
   json["backward_ms"] = value_or_null(result.backward_ms);
   json["optimizer_ms"] = value_or_null(result.optimizer_ms);
   json["tokens_per_s"] = value_or_null(result.tokens_per_s(request));
-  json["peak_bytes"] = result.memory.total.peak;
-  json["parameter_bytes"] = result.memory[MemoryTag::parameters].peak;
-  json["gradient_bytes"] = result.memory[MemoryTag::gradients].peak;
-  json["optimizer_bytes"] = result.memory[MemoryTag::optimizer].peak;
-  json["activation_peak_bytes"] = result.memory[MemoryTag::activations].peak;
-  json["flops"] = result.flops;
+  json["peak_bytes"] = counted_or_null(result.memory.total.peak);
+  json["parameter_bytes"] = counted_or_null(result.memory[MemoryTag::parameters].peak);
+  json["gradient_bytes"] = counted_or_null(result.memory[MemoryTag::gradients].peak);
+  json["optimizer_bytes"] = counted_or_null(result.memory[MemoryTag::optimizer].peak);
+  json["activation_peak_bytes"] = counted_or_null(result.memory[MemoryTag::activations].peak);
+  json["flops"] = counted_or_null(result.flops);
   json["matmul_floor_ms"] = value_or_null(result.matmul_floor_ms);
   json["floor_ratio"] = value_or_null(result.floor_ratio());
   json["loss_first"] = value_or_null(result.loss_first);

@@ -49,7 +49,8 @@ struct CostResult {
 /// OutOfMemoryError, and Error for bad sizes.
 CostResult measure_cost(const CostRequest& request, const std::function<bool(int64_t step)>& progress);
 
-/// The JSON object of one measurement; fields that do not apply are null.
+/// The JSON object of one measurement; fields that do not apply are null, and all results where no step was
+/// measured.
 nlohmann::ordered_json to_json(const CostRequest& request, const CostResult& result);
 
 }  // namespace elwise::tools

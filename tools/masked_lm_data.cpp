@@ -46,11 +46,17 @@ int64_t MaskedLmData::next_token() {
 
 MaskedLmBatch MaskedLmData::next(int64_t batch, int64_t length, Device device) {
   const int64_t count = batch * length;
+  const int64_t chosen = models::masked_positions(batch, length);
+  if (device == kMeta) {  // only shapes count there, and a million tokens take seconds to draw
+    const TensorOptions options = {.dtype = DType::i64, .device = device};
+    return {.input = {.tokens = empty({batch, length}, options), .token_types = {}, .key_mask = {}},
+            .masked = empty({chosen}, options),
+            .labels = empty({chosen}, options)};
+  }
   std::vector<int64_t> tokens(static_cast<size_t>(count));
   for (int64_t& token : tokens) token = std::clamp<int64_t>(next_token(), 0, tokens_ - 1);
 
   // The first `chosen` entries of a Fisher-Yates shuffle are a uniform choice without repetition.
-  const int64_t chosen = models::masked_positions(batch, length);
   std::vector<int64_t> positions(static_cast<size_t>(count));
   std::iota(positions.begin(), positions.end(), int64_t{0});
   for (int64_t i = 0; i < chosen; ++i) {

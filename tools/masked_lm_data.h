@@ -27,7 +27,7 @@ class MaskedLmData {
   /// vocabulary > 256.
   MaskedLmData(const std::filesystem::path& text, int64_t vocabulary, uint64_t seed);
 
-  /// The next batch, on `device`.
+  /// The next batch, on `device`; on meta its shapes only, and the stream stays where it is.
   MaskedLmBatch next(int64_t batch, int64_t length, Device device);
 
  private:

@@ -15,7 +15,8 @@ libfmt-dev: the programs' text output
 libcli11-dev: the programs' options
 doctest-dev: the tests
 clang-format: the test of the source format
-python3: the tests of the source tree"
+python3: the tests of the source tree
+python3-matplotlib: the figures of --plot"
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
   printf 'setup: this system has no apt; install these (Debian names) by your own means:\n%s\n' "$needs" >&2

@@ -3,14 +3,16 @@
 
 #include <fmt/core.h>
 
-#include <algorithm>
+#include <filesystem>
 #include <string>
 #include <vector>
 
 #include "core/parallel.h"
 #include "tools/console.h"
 #include "tools/cost_measurement.h"
-#include "tools/json_lines.h"
+#include "tools/cost_sweep.h"
+#include "tools/longest_length.h"
+#include "tools/plot_cost.h"
 
 namespace elwise::tools {
 namespace {
@@ -18,6 +20,11 @@ namespace {
 /// Full EA takes time that grows with the square of the length, channel by channel: the default run leaves it
 /// out above this.
 constexpr int64_t kDefaultFullEaLength = 512;
+
+// What the sweeps go over by default.
+const std::vector<int64_t> kMetaLengths = {128, 256, 512, 1024, 2048, 4096, 8192, 16384};
+const std::vector<int64_t> kCpuLengths = {128, 256, 512, 1024, 2048};
+const std::vector<int64_t> kBsLBatches = {1, 2, 4, 8, 16, 32, 64, 128, 256};
 
 struct Options {
   std::vector<std::string> attentions = {"ea-2", "ea-6", "ea", "sa"};
@@ -27,12 +34,32 @@ struct Options {
   std::string dtype = "f32";
   std::string memory_budget;
   std::string json;
+  std::string sweep;  // memory, bs-l, throughput, or empty
+  std::string plot;   // a folder
+  int64_t confirmations = 1;
   int threads = num_threads();
   bool quiet = false;
   bool no_matmul_floor = false;
-  bool attentions_chosen = false;
   CostRequest request;  // what all configurations share
 };
+
+void add_sweep_options(CLI::App& app, Options& options) {
+  app.add_option(
+         "--sweep", options.sweep,
+         "one panel of the paper's figure 4: memory over lengths (on meta, 128 .. 16384); bs-l, the "
+         "longest sequence per batch size (1 .. 256) that fits --memory-budget (on meta; with --device "
+         "cpu some points are run as well); throughput over lengths (on cpu, 128 .. 2048). --attention, "
+         "--batch, --seq-len and --device change what is gone over; products are not timed alone")
+      ->check(CLI::IsMember({"memory", "bs-l", "throughput"}));
+  app.add_option(
+         "--confirm", options.confirmations,
+         "with --sweep bs-l --device cpu: points of each attention to run, those with the fewest FLOPs")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--plot", options.plot,
+                 "draw the measurements as PNG and SVG into this folder (needs python3-matplotlib); without "
+                 "--json they are kept there too");
+}
 
 void add_options(CLI::App& app, Options& options) {
   CostRequest& request = options.request;
@@ -91,14 +118,41 @@ void add_options(CLI::App& app, Options& options) {
   app.add_flag("--profile", options.request.profile,
                "print the time of each kernel, and its share of what the machine could do");
   app.add_flag("--quiet", options.quiet, "print the table only");
+  add_sweep_options(app, options);
 }
 
 DType dtype_named(const std::string& name) {
   return name == "f64" ? DType::f64 : DType::f32;
 }
 
+/// What --sweep changes where the user has chosen nothing. Throws UsageError for what does not go with it.
+void apply_sweep(const CLI::App& app, Options& options) {
+  const auto chosen = [&](const char* option) { return app.count(option) > 0; };
+  const bool bs_l = options.sweep == "bs-l";
+  if (!options.sweep.empty() && !chosen("--device") && options.sweep != "throughput") options.device = "meta";
+  const bool on_cpu = options.device == "cpu";
+  if (options.sweep == "throughput" && options.device == "meta") {
+    throw UsageError("sweep: nothing runs on meta, so it has no throughput; expected --device cpu");
+  }
+  if (bs_l && chosen("--seq-len")) {
+    throw UsageError("sweep: bs-l looks for the lengths; expected no --seq-len");
+  }
+  if (chosen("--confirm") && !(bs_l && on_cpu)) {
+    throw UsageError("confirm: expected --sweep bs-l --device cpu beside it");
+  }
+  if (bs_l && on_cpu && !chosen("--memory-budget")) {
+    throw UsageError("sweep: bs-l on cpu runs steps that need all of --memory-budget; expected one");
+  }
+  if (options.sweep.empty()) return;
+  if (!chosen("--seq-len")) options.lengths = on_cpu ? kCpuLengths : kMetaLengths;
+  if (bs_l && !chosen("--batch")) options.batches = kBsLBatches;
+  if (bs_l && !chosen("--steps")) options.request.steps = 1;
+  options.no_matmul_floor = true;
+}
+
 /// Checks what CLI11 cannot, and fills in what the configurations share. Throws UsageError.
-void finish(Options& options) {
+void finish(const CLI::App& app, Options& options) {
+  apply_sweep(app, options);
   models::BertConfig& model = options.request.model;
   model.dropout = model.attention_dropout = 0;
   Device device;
@@ -117,100 +171,69 @@ void finish(Options& options) {
   options.request.matmul_floor = !options.no_matmul_floor;
   set_num_threads(options.threads);
   if (!options.memory_budget.empty()) set_memory_limit(device, parse_bytes(options.memory_budget));
+  if (!options.plot.empty()) {
+    std::filesystem::create_directories(options.plot);
+    const std::string name = (options.sweep.empty() ? "cost" : options.sweep) + ".json";
+    if (options.json.empty()) options.json = std::filesystem::path(options.plot) / name;
+  }
 }
 
-std::vector<CostRequest> configurations(const Options& options) {
+/// One request per attention and batch size.
+std::vector<CostRequest> requests_without_length(const Options& options) {
   std::vector<CostRequest> result;
-  for (const int64_t length : options.lengths) {
-    for (const int64_t batch : options.batches) {
-      for (const std::string& name : options.attentions) {
-        CostRequest request = options.request;
-        request.model = request.model.for_length(length);
-        request.model.attention = nn::Mechanism::parse(name);
-        request.length = length;
-        request.batch = batch;
-        const bool slow =
-            request.model.attention.kind == nn::Mechanism::Kind::ea && length > kDefaultFullEaLength;
-        if (slow && !options.attentions_chosen && request.model.options.device == kCpu) continue;
-        result.push_back(std::move(request));
-      }
+  for (const int64_t batch : options.batches) {
+    for (const std::string& name : options.attentions) {
+      result.push_back(options.request);
+      result.back().model.attention = nn::Mechanism::parse(name);
+      result.back().batch = batch;
     }
   }
   return result;
 }
 
-std::string describe(const CostRequest& request) {
-  return fmt::format("{} batch {} length {}", request.model.attention.name(), request.batch, request.length);
+/// One request per length, batch size and attention.
+std::vector<CostRequest> configurations(const Options& options, bool all_attentions) {
+  std::vector<CostRequest> result;
+  for (const int64_t length : options.lengths) {
+    for (const CostRequest& request : requests_without_length(options)) {
+      const bool slow =
+          request.model.attention.kind == nn::Mechanism::Kind::ea && length > kDefaultFullEaLength;
+      if (slow && !all_attentions && request.model.options.device == kCpu) continue;
+      result.push_back(with_length(request, length));
+    }
+  }
+  return result;
 }
 
-std::string number_or_dash(const std::optional<double>& value, const char* format) {
-  return value ? fmt::format(fmt::runtime(format), *value) : "-";
-}
-
-std::vector<std::string> table_row(const CostRequest& request, const CostResult& result) {
-  return {request.model.attention.name(),
-          std::to_string(request.batch),
-          std::to_string(request.length),
-          number_or_dash(result.step_ms, "{:.0f}"),
-          number_or_dash(result.forward_ms, "{:.0f}"),
-          number_or_dash(result.backward_ms, "{:.0f}"),
-          number_or_dash(result.optimizer_ms, "{:.0f}"),
-          number_or_dash(result.tokens_per_s(request), "{:.0f}"),
-          number_or_dash(result.floor_ratio(), "{:.2f}"),
-          fmt::format("{:.1f}", result.flops / 1e9),
-          format_bytes(result.memory.total.peak),
-          format_bytes(result.memory[MemoryTag::activations].peak),
-          number_or_dash(result.loss_last, "{:.2f}")};
-}
-
-int run(Options& options) {
-  finish(options);
-  JsonLines json(options.json);
-  const InterruptFlag interrupt;
-  Table table({"attention", "batch", "length", "step ms", "forward", "backward", "optimizer", "tokens/s",
-               "/ floor", "GFLOP", "peak", "activations", "loss"});
-  int status = kExitOk;
-  const std::vector<CostRequest> requests = configurations(options);
+int run(const CLI::App& app, Options& options) {
+  finish(app, options);
+  CostRun run = {.json = JsonLines(options.json), .sweep = options.sweep, .quiet = options.quiet};
   if (!options.quiet) {
     fmt::print("BERT training steps: {} layers, hidden {}, {} on {}, {} threads\n",
                options.request.model.layers, options.request.model.hidden, options.dtype, options.device,
                num_threads());
   }
-  for (size_t i = 0; i < requests.size() && !interrupt.raised(); ++i) {
-    const CostRequest& request = requests[i];
-    ProgressLine progress(!options.quiet);
-    const auto show = [&](int64_t step) {
-      progress.show(step, request.warmup + request.steps,
-                    fmt::format("steps of {} ({} of {})", describe(request), i + 1, requests.size()));
-      return !interrupt.raised();
-    };
-    try {
-      show(0);
-      const CostResult result = measure_cost(request, show);
-      if (result.steps == 0) break;  // interrupted during warm-up
-      progress.clear();
-      json.write(to_json(request, result));
-      table.add(table_row(request, result));
-      if (request.profile) fmt::print("{}\n{}\n", describe(request), profile_text(result.profile));
-      if (!options.quiet) {
-        fmt::print("{}: {} ms a step, peak {}\n", describe(request), number_or_dash(result.step_ms, "{:.0f}"),
-                   format_bytes(result.memory.total.peak));
-        std::fflush(stdout);
-      }
-    } catch (const OutOfMemoryError& error) {
-      progress.clear();
-      fmt::print(stderr, "train_bert_cost: {} does not fit: {}\n", describe(request), error.what());
-      status = kExitFailure;
+  int status;
+  if (options.sweep == "bs-l") {
+    const int64_t budget =
+        options.memory_budget.empty() ? memory_limit(kCpu) : parse_bytes(options.memory_budget);
+    status = find_longest_lengths(requests_without_length(options), budget, options.confirmations, run);
+  } else {
+    status = measure_all(configurations(options, app.count("--attention") > 0), run);
+    if (!options.quiet && options.request.model.options.device != kMeta) {
+      fmt::print("times: medians of {} steps{}\n", options.request.steps,
+                 options.request.matmul_floor ? "; / floor: forward + backward over the time of the step's "
+                                                "matrix products alone"
+                                              : "");
     }
   }
-  fmt::print("{}{}", options.quiet ? "" : "\n", table.text());
-  if (!options.quiet && options.request.model.options.device != kMeta) {
-    fmt::print(
-        "times: medians of {} steps; / floor: forward + backward over the time of the step's matrix products "
-        "alone\n",
-        options.request.steps);
+  if (run.interrupt.raised()) return kExitInterrupted;
+  if (!options.plot.empty() && run.measurements > 0) {
+    std::fflush(stdout);
+    plot_cost(options.json, options.plot);
+    if (!options.quiet) fmt::print("plotted into {}\n", options.plot);
   }
-  return interrupt.raised() ? kExitInterrupted : status;
+  return status;
 }
 
 }  // namespace
@@ -221,8 +244,5 @@ int main(int argc, char** argv) {
   CLI::App app("Measures what a BERT training step costs with each attention mechanism.", "train_bert_cost");
   Options options;
   add_options(app, options);
-  return run_program(app, argc, argv, [&] {
-    options.attentions_chosen = app.count("--attention") > 0;
-    return run(options);
-  });
+  return run_program(app, argc, argv, [&] { return run(app, options); });
 }

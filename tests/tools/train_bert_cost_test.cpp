@@ -1,15 +1,9 @@
 #include <doctest/doctest.h>
-#include <sys/wait.h>
 
-#include <algorithm>
-#include <array>
-#include <csignal>
-#include <cstdio>
 #include <fstream>
 #include <string>
 
-#include <nlohmann/json.hpp>
-
+#include "tests/support/run_program.h"
 #include "tests/support/temporary_folder.h"
 
 // The program as a user runs it.
@@ -17,38 +11,13 @@
 namespace elwise::testing {
 namespace {
 
-struct Run {
-  int status;
-  std::string output;  // stdout and stderr
-};
-
 Run run(const std::string& arguments) {
-  const std::string command = std::string(ELWISE_TOOLS_DIR) + "/train_bert_cost " + arguments + " 2>&1";
-  FILE* pipe = popen(command.c_str(), "r");
-  REQUIRE(pipe != nullptr);
-  Run result{0, {}};
-  std::array<char, 4096> buffer;
-  while (const size_t read = std::fread(buffer.data(), 1, buffer.size(), pipe))
-    result.output.append(buffer.data(), read);
-  const int status = pclose(pipe);
-  result.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  return result;
+  return run_command(std::string(ELWISE_TOOLS_DIR) + "/train_bert_cost " + arguments);
 }
 
 /// A model of a few thousand parameters: a run takes milliseconds.
 const std::string kTiny =
     "--layers 2 --hidden 32 --heads 4 --intermediate 64 --vocab 300 --seq-len 24 --batch 2 --steps 2 ";
-
-std::vector<nlohmann::json> json_lines(const std::filesystem::path& path) {
-  std::ifstream file(path);
-  std::vector<nlohmann::json> result;
-  for (std::string line; std::getline(file, line);) result.push_back(nlohmann::json::parse(line));
-  return result;
-}
-
-int64_t count_lines(const std::string& text) {
-  return std::count(text.begin(), text.end(), '\n');
-}
 
 }  // namespace
 

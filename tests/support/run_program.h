@@ -1,0 +1,49 @@
+#pragma once
+
+#include <doctest/doctest.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+// Programs as a user runs them, and the JSON lines they write.
+
+namespace elwise::testing {
+
+struct Run {
+  int status;          // -1 after a signal
+  std::string output;  // stdout and stderr
+};
+
+/// Runs a command of the shell.
+inline Run run_command(const std::string& command) {
+  FILE* pipe = popen((command + " 2>&1").c_str(), "r");
+  REQUIRE(pipe != nullptr);
+  Run result{0, {}};
+  std::array<char, 4096> buffer;
+  while (const size_t read = std::fread(buffer.data(), 1, buffer.size(), pipe))
+    result.output.append(buffer.data(), read);
+  const int status = pclose(pipe);
+  result.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  return result;
+}
+
+inline std::vector<nlohmann::json> json_lines(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  std::vector<nlohmann::json> result;
+  for (std::string line; std::getline(file, line);) result.push_back(nlohmann::json::parse(line));
+  return result;
+}
+
+inline int64_t count_lines(const std::string& text) {
+  return std::count(text.begin(), text.end(), '\n');
+}
+
+}  // namespace elwise::testing
