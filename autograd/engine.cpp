@@ -1,5 +1,6 @@
 #include "autograd/engine.h"
 
+#include <algorithm>
 #include <map>
 
 #include "autograd/grad_mode.h"
@@ -46,6 +47,7 @@ class BackwardRun {
     ELWISE_CHECK(gradient.shape() == edge.shape && gradient.dtype() == edge.dtype, op,
                  " backward: expected a gradient of ", edge.shape, " ", edge.dtype, ", got ",
                  gradient.shape(), " ", gradient.dtype());
+    if (was_added(gradient)) return;
     if (edge.node != nullptr) {
       Waiting& waiting = nodes_[edge.node->sequence()];
       if (waiting.node == nullptr) {
@@ -64,14 +66,16 @@ class BackwardRun {
   }
 
   void run() {
+    const GradientSums sums = [this](const Edge& edge) { return sum_so_far(edge); };
     while (!nodes_.empty()) {
       auto last = nodes_.extract(std::prev(nodes_.end()));
       const std::shared_ptr<Node> node = std::move(last.mapped().node);
-      std::vector<Tensor> results = node->run(std::move(last.mapped().gradients));
+      std::vector<Tensor> results = node->run(std::move(last.mapped().gradients), sums);
       for (size_t i = 0; i < results.size(); ++i) {
         const Edge& edge = node->edges()[i];
         if (edge.defined() && results[i].defined()) deliver(edge, std::move(results[i]), node->op());
       }
+      lent_.clear();
     }
     for (auto& [leaf, gradient] : hooked_leaves_) {
       add_to_leaf(leaf, run_hooks(leaf.autograd_state()->hooks, std::move(gradient)));
@@ -79,12 +83,35 @@ class BackwardRun {
   }
 
  private:
+  /// BackwardContext::sum_so_far for the node that runs.
+  Tensor sum_so_far(const Edge& edge) {
+    Tensor sum;
+    if (edge.node == nullptr) {
+      const AutogradState& state = *edge.leaf.autograd_state();
+      if (state.hooks.empty())
+        sum = state.grad;  // a hook sees the sum of this run alone, which waits elsewhere
+    } else if (const auto found = nodes_.find(edge.node->sequence()); found != nodes_.end()) {
+      const Tensor& waiting = found->second.gradients[static_cast<size_t>(edge.output)];
+      if (waiting.defined() && waiting.is_unique()) sum = waiting;
+    }
+    if (sum.defined()) lent_.push_back(sum);
+    return sum;
+  }
+
+  /// True where `gradient` is a sum that was lent: the op has added to it.
+  bool was_added(const Tensor& gradient) const {
+    const bool lent = std::ranges::any_of(lent_, [&](const Tensor& sum) { return sum.is_same(gradient); });
+    if (lent) gradient.storage()->bump_version();
+    return lent;
+  }
+
   struct Waiting {
     std::shared_ptr<Node> node;
     std::vector<Tensor> gradients;
   };
   std::map<uint64_t, Waiting> nodes_;  // by sequence number
   std::vector<std::pair<Tensor, Tensor>> hooked_leaves_;
+  std::vector<Tensor> lent_;  // sums that the running node was given
 };
 
 AutogradState& state_of(const Tensor& tensor) {

@@ -55,6 +55,10 @@ bool BackwardContext::needs(int i) const {
   return node_.edges()[static_cast<size_t>(i)].defined();
 }
 
+Tensor BackwardContext::sum_so_far(int i) const {
+  return needs(i) ? sums_(node_.edges()[static_cast<size_t>(i)]) : Tensor();
+}
+
 Node::Node(const char* op, const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs,
            BackwardFunction function)
     : op_(op), sequence_(++nodes_made), hooks_(outputs.size()), function_(std::move(function)) {
@@ -83,7 +87,7 @@ void Node::add_hook(int output, GradientHook hook) {
   hooks_[static_cast<size_t>(output)].push_back(std::move(hook));
 }
 
-std::vector<Tensor> Node::run(std::vector<Tensor> gradients) {
+std::vector<Tensor> Node::run(std::vector<Tensor> gradients, const GradientSums& sums) {
   ELWISE_CHECK(function_, "backward: the graph through ", op_,
                " was freed by an earlier backward(); compute the forward pass again");
   for (size_t i = 0; i < hooks_.size(); ++i) {
@@ -97,7 +101,7 @@ std::vector<Tensor> Node::run(std::vector<Tensor> gradients) {
     const char* caller;
     ~Restore() { running_op = caller; }
   } restore{caller};
-  std::vector<Tensor> results = function(BackwardContext(std::move(gradients), *this));
+  std::vector<Tensor> results = function(BackwardContext(std::move(gradients), *this, sums));
   ELWISE_CHECK(results.size() == edges_.size(), op_, " backward: expected ", edges_.size(),
                " gradients, got ", results.size());
   return results;

@@ -9,6 +9,7 @@
 namespace elwise {
 
 class Node;
+struct Edge;
 
 /// Sees a gradient, and replaces it where it returns a defined tensor.
 using GradientHook = std::function<Tensor(const Tensor& gradient)>;
@@ -40,11 +41,14 @@ class SavedTensor {
   int64_t version_ = 0;
 };
 
+/// Gives what BackwardContext::sum_so_far does, for an edge.
+using GradientSums = std::function<Tensor(const Edge&)>;
+
 /// What an op's backward function is given.
 class BackwardContext {
  public:
-  BackwardContext(std::vector<Tensor> gradients, const Node& node)
-      : gradients_(std::move(gradients)), node_(node) {}
+  BackwardContext(std::vector<Tensor> gradients, const Node& node, const GradientSums& sums)
+      : gradients_(std::move(gradients)), node_(node), sums_(sums) {}
 
   /// The gradient of output `i`; undefined where nothing depends on that output (only ops with several
   /// outputs).
@@ -53,9 +57,16 @@ class BackwardContext {
   /// True where the gradient of input `i` is wanted; for others return an undefined tensor.
   bool needs(int i) const;
 
+  /// What other ops have added up for input `i` so far, where it may be changed in place: an op can add its
+  /// own gradient to it and return this tensor, which saves a buffer and a pass over memory. Undefined where
+  /// there is nothing yet, or where the buffer has other users: the op then returns its own gradient, as
+  /// ever.
+  Tensor sum_so_far(int i) const;
+
  private:
   std::vector<Tensor> gradients_;
   const Node& node_;
+  const GradientSums& sums_;
 };
 
 /// Computes the gradients of an op's inputs, in their order, from those of its outputs.
@@ -90,7 +101,7 @@ class Node {
   void add_hook(int output, GradientHook hook);
 
   /// Runs the hooks and the backward function, then frees what it had saved. Throws Error the second time.
-  std::vector<Tensor> run(std::vector<Tensor> gradients);
+  std::vector<Tensor> run(std::vector<Tensor> gradients, const GradientSums& sums);
 
  private:
   const char* op_;

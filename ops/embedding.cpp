@@ -33,7 +33,8 @@ Tensor index_select(const Tensor& x, int dim, const Tensor& index) {
   return record("index_select", {x}, y,
                 [from = x.shape(), dim, saved = SavedTensor(index)](const BackwardContext& context) {
                   const Tensor &dy = context.gradient(), &chosen = saved.get();
-                  const Tensor dx = zeros(from, dy.options());
+                  const Tensor sum = context.sum_so_far(0),
+                               dx = sum.defined() ? sum : zeros(from, dy.options());
                   ELWISE_DISPATCH(dy.device(), index_select_backward,
                                   {.dtype = dy.dtype(),
                                    .dy = dy.data(),

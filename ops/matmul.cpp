@@ -12,13 +12,14 @@ namespace {
 
 thread_local MatmulLog* current_log = nullptr;
 
-/// op(a) op(b) for a [batch, ., .] and b [batch, ., .], or for two matrices, without recording.
-Tensor product(const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b,
-               const Tensor& bias = {}) {
+/// op(a) op(b) for a [batch, ., .] and b [batch, ., .], or for two matrices, without recording. Added to what
+/// `sum` holds, and `sum` returned, where that is defined.
+Tensor product(const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, const Tensor& bias = {},
+               const Tensor& sum = {}) {
   const int64_t m = a.size(transpose_a ? -1 : -2), k = a.size(transpose_a ? -2 : -1);
   const int64_t n = b.size(transpose_b ? -2 : -1);
   const int64_t batch = a.rank() == 3 ? a.size(0) : 1;
-  const Tensor c = empty(a.rank() == 3 ? Shape{batch, m, n} : Shape{m, n}, a.options());
+  const Tensor c = sum.defined() ? sum : empty(a.rank() == 3 ? Shape{batch, m, n} : Shape{m, n}, a.options());
   run_matmul(a.device(), {.dtype = a.dtype(),
                           .a = a.data(),
                           .b = b.data(),
@@ -36,7 +37,8 @@ Tensor product(const Tensor& a, bool transpose_a, const Tensor& b, bool transpos
                           .a_outer = m * k,
                           .b_outer = k * n,
                           .c_outer = m * n,
-                          .bias = data_or_null(bias)});
+                          .bias = data_or_null(bias),
+                          .accumulate = sum.defined()});
   return c;
 }
 
@@ -135,8 +137,12 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
         const Tensor dy = context.gradient().alias({rows[0], w.size(0)});
         Tensor dx, dweight, dbias;
         if (context.needs(2)) dbias = sum(dy, 0);
-        if (context.needs(1)) dweight = product(dy, true, input.alias(rows), false);
-        if (context.needs(0)) dx = product(dy, false, w, false).alias(input.shape());
+        if (context.needs(1))
+          dweight = product(dy, true, input.alias(rows), false, {}, context.sum_so_far(1));
+        if (context.needs(0)) {
+          const Tensor sum = context.sum_so_far(0), total = product(dy, false, w, false, {}, sum);
+          dx = sum.defined() ? sum : total.alias(input.shape());
+        }
         return std::vector{dx, dweight, dbias};
       });
 }

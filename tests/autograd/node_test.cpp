@@ -93,6 +93,66 @@ TEST_CASE("gradients of the wrong number, shape or dtype are errors that name th
       "identity backward: expected a gradient of [2] f64, got [2] f32");
 }
 
+/// Counts how often the op below was given a sum to add to.
+int sums_given = 0;
+
+/// x itself, by an op that adds its gradient to what there is already, where it may.
+Tensor adding_identity(const Tensor& x) {
+  return identity(x, [](const BackwardContext& context) {
+    const Tensor sum = context.sum_so_far(0);
+    if (!sum.defined()) return std::vector{context.gradient()};
+    ++sums_given;
+    accumulate(sum, context.gradient());
+    return std::vector{sum};
+  });
+}
+
+TEST_CASE("an op may add its gradient to the sum so far of an inner tensor and of a leaf") {
+  sums_given = 0;
+  const Tensor x = leaf({1, 2}, {2});
+  const Tensor inner = mul(x, 3);
+  const Tensor first = adding_identity(inner);
+  sum(add(mul(first, 5), mul(inner, 2))).backward();  // mul(inner, 2) is made later and goes first
+  CHECK(sums_given == 1);
+  CHECK(values_of(x.grad()) == Values{21, 21});
+
+  const Tensor held = x.grad();
+  sum(mul(adding_identity(x), 4)).backward();
+  CHECK(sums_given == 2);
+  CHECK(values_of(held) == Values{25, 25});
+  CHECK(x.grad().is_same(held));
+}
+
+TEST_CASE(
+    "no sum is given where there is none, where another uses its buffer, and where a hook waits for it") {
+  sums_given = 0;
+  const Tensor x = leaf({1, 2}, {2});
+  sum(adding_identity(x)).backward();
+  CHECK(values_of(x.grad()) == Values{1, 1});
+
+  const Tensor y = leaf({1, 2}, {2}), inner = mul(y, 3);
+  const Tensor shared = add(inner, adding_identity(inner));  // one buffer is the gradient of both
+  sum(shared).backward();
+  CHECK(values_of(y.grad()) == Values{6, 6});
+
+  const Tensor hooked = leaf({1, 2}, {2});
+  hooked.set_grad(from_vector<double>({10, 10}, {2}));
+  hooked.register_hook([](const Tensor& gradient) { return mul(gradient, 2); });
+  sum(adding_identity(hooked)).backward();
+  CHECK(values_of(hooked.grad()) == Values{12, 12});
+  CHECK(sums_given == 0);
+}
+
+TEST_CASE("an op that was given a sum may leave it alone") {
+  const Tensor x = leaf({1, 2}, {2}), inner = mul(x, 3);
+  const Tensor y = identity(inner, [](const BackwardContext& context) {
+    CHECK(context.sum_so_far(0).defined());
+    return std::vector{context.gradient()};
+  });
+  sum(add(mul(y, 5), mul(inner, 2))).backward();
+  CHECK(values_of(x.grad()) == Values{21, 21});
+}
+
 TEST_CASE("what a backward function throws reaches the caller of backward, and the next backward works") {
   const Tensor x = leaf({1, 2}, {2});
   check_error(
