@@ -1,6 +1,5 @@
 #include "core/storage.h"
 
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,14 +7,13 @@
 #include <cstring>
 #include <fstream>
 #include <iomanip>
-#include <map>
 #include <mutex>
 #include <sstream>
 
+#include "core/block_pool.h"
+
 namespace elwise {
 namespace {
-
-constexpr int64_t kHugePage = int64_t{2} << 20;
 
 // Of a large buffer only the beginning is poisoned: every matrix product gets a workspace of megabytes.
 constexpr int64_t kMostPoison = int64_t{1} << 18;
@@ -66,7 +64,9 @@ class CountingAllocator {
 
   MemoryStats stats() {
     const std::lock_guard lock(mutex_);
-    return stats_;
+    MemoryStats stats = stats_;
+    stats.cached = std::max<int64_t>(held() - stats.total.now, 0);
+    return stats;
   }
 
   void reset_peak() {
@@ -99,10 +99,11 @@ class CountingAllocator {
   }
   virtual void give_back(void*, int64_t) {}
   virtual void drop_cache() {}
+  /// Bytes that were taken from the system.
+  virtual int64_t held() const { return 0; }
 
-  bool cache_passes_limit(int64_t more) const {
-    return limit_ > 0 && stats_.total.now + stats_.cached + more > limit_;
-  }
+  /// True where `more` bytes from the system would pass the limit.
+  bool cache_passes_limit(int64_t more) const { return limit_ > 0 && held() + more > limit_; }
   void check_limit(int64_t more) const {
     if (limit_ > 0 && stats_.total.now + more > limit_) throw_out_of_memory(more, "the limit");
   }
@@ -137,7 +138,7 @@ class CountingAllocator {
   std::mutex mutex_;
 };
 
-/// Keeps freed blocks and hands them out again: a training step that repeats allocates nothing.
+/// Keeps freed blocks for reuse: a training step that repeats takes nothing new from the system.
 class CpuAllocator : public CountingAllocator {
  public:
   CpuAllocator() : CountingAllocator(kCpu) { set_limit(machine_memory()); }
@@ -145,54 +146,34 @@ class CpuAllocator : public CountingAllocator {
  protected:
   void* obtain(int64_t bytes) override {
     check_limit(bytes);
-    if (void* block = take_cached(bytes)) return block;
-    if (cache_passes_limit(bytes)) drop_cache();
-    void* block = system_allocate(bytes);
+    BlockPool& pool = pool_for(bytes);
+    if (void* block = pool.take(bytes)) return block;
+    if (cache_passes_limit(kSegment)) drop_cache();
+    void* block = pool.grow(bytes, /*exact=*/cache_passes_limit(kSegment));
     if (block == nullptr) {
       drop_cache();
-      block = system_allocate(bytes);
+      block = pool.grow(bytes, /*exact=*/true);
     }
     if (block == nullptr) throw_out_of_memory(bytes, "what the system gives");
-    capacity_[block] = bytes;
     return block;
   }
 
-  void give_back(void* block, int64_t bytes) override {
-    cache_.emplace(capacity_.at(block), block);
-    stats_.cached += bytes;
-  }
+  void give_back(void* block, int64_t bytes) override { pool_for(bytes).give_back(block); }
 
   void drop_cache() override {
-    for (const auto& [capacity, block] : cache_) {
-      std::free(block);
-      capacity_.erase(block);
-      stats_.cached -= capacity;
-    }
-    cache_.clear();
+    small_.release();
+    large_.release();
   }
+
+  int64_t held() const override { return small_.held() + large_.held(); }
 
  private:
-  /// The smallest cached block that holds `bytes` and wastes at most an eighth.
-  void* take_cached(int64_t bytes) {
-    const auto found = cache_.lower_bound(bytes);
-    if (found == cache_.end() || found->first > bytes + bytes / 8) return nullptr;
-    void* block = found->second;
-    stats_.cached -= bytes;
-    cache_.erase(found);
-    return block;
-  }
+  static constexpr int64_t kSmall = int64_t{1} << 20, kSegment = int64_t{64} << 20;
 
-  static void* system_allocate(int64_t bytes) {
-    const bool huge = bytes >= kHugePage;
-    const int64_t alignment = huge ? kHugePage : 64;
-    const int64_t size = (bytes + alignment - 1) / alignment * alignment;
-    void* block = std::aligned_alloc(static_cast<size_t>(alignment), static_cast<size_t>(size));
-    if (block != nullptr && huge) madvise(block, static_cast<size_t>(size), MADV_HUGEPAGE);
-    return block;
-  }
+  BlockPool& pool_for(int64_t bytes) { return bytes < kSmall ? small_ : large_; }
 
-  std::multimap<int64_t, void*> cache_;  // by capacity
-  std::map<void*, int64_t> capacity_;    // of every block, in use or cached
+  BlockPool small_{2 * kSmall};  // apart, so that small tensors that live long do not break up large segments
+  BlockPool large_{kSegment};
 };
 
 CountingAllocator& allocator(Device device) {

@@ -26,7 +26,7 @@ struct MemoryCount {
 struct MemoryStats {
   MemoryCount total;
   std::array<MemoryCount, kMemoryTags> by_tag;
-  int64_t cached = 0;  // held beside that: blocks for reuse, and the unused ends of blocks in use
+  int64_t cached = 0;  // taken from the system and in no buffer: kept for reuse
 
   const MemoryCount& operator[](MemoryTag tag) const { return by_tag[static_cast<size_t>(tag)]; }
 };
@@ -37,13 +37,13 @@ MemoryStats memory_stats(Device device);
 void reset_memory_peak(Device device);
 
 /// The most bytes that the device's buffers may take; an allocation that would pass it throws
-/// OutOfMemoryError with the counts. Cached blocks are given back to stay below it, but for the unused ends
-/// of blocks in use (at most an eighth). Default: the machine's memory for cpu, none for meta. `bytes`
+/// OutOfMemoryError with the counts. Cached memory is given back to the system to stay below it, where no
+/// buffer lies in the same segment. Default: the machine's memory for cpu, none for meta. `bytes`
 /// <= 0 takes the limit away.
 void set_memory_limit(Device device, int64_t bytes);
 int64_t memory_limit(Device device);
 
-/// Gives cached blocks back to the system.
+/// Gives cached segments without a buffer back to the system.
 void empty_memory_cache(Device device);
 
 /// Bytes that a request counts for: the one rounding rule of all allocators (the next multiple of 64, at
