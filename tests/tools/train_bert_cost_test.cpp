@@ -64,6 +64,31 @@ TEST_CASE("every measurement has all JSON fields") {
   CHECK(lines[3]["order"] == 6);
 }
 
+TEST_CASE("--profile prints and writes each kernel's time and share of the roofline") {
+  const TemporaryFolder folder;
+  const auto path = folder / "cost.json";
+  const Run result = run(kTiny + "--attention ea-6 --no-matmul-floor --profile --json " + path.string());
+  CHECK_MESSAGE(result.status == 0, result.output);
+  for (const char* text : {"of roofline", "ea_series_backward", "outside kernels: "}) {
+    CHECK_MESSAGE(result.output.find(text) != std::string::npos, result.output);
+  }
+  const nlohmann::json profile = json_lines(path).at(0)["profile"];
+  double step_share = 0;
+  int64_t products = 0;
+  for (const nlohmann::json& kernel : profile) {
+    CHECK(kernel["ms"].get<double>() > 0);
+    CHECK(kernel["roofline_share"].get<double>() > 0);
+    step_share += kernel["step_share"].get<double>();
+    if (kernel["kernel"] == "matmul") products = kernel["calls"].get<int64_t>();
+  }
+  CHECK(step_share <= 1);
+  CHECK(products ==
+        3 * (2 * 6 + 2));  // forward and two gradients of six linear layers a block and two of the head
+
+  CHECK(run(kTiny + "--attention ea-6 --device meta --profile --json " + path.string()).status == 0);
+  CHECK(json_lines(path).at(0)["profile"].size() == profile.size());
+}
+
 TEST_CASE("meta reports the CPU's memory to the byte and runs nothing") {
   const TemporaryFolder folder;
   const auto cpu = folder / "cpu.json", meta = folder / "meta.json";
