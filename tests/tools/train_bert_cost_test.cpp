@@ -1,15 +1,13 @@
 #include <doctest/doctest.h>
-#include <sys/wait.h>
 
 #include <algorithm>
-#include <array>
 #include <csignal>
-#include <cstdio>
 #include <fstream>
 #include <string>
 
 #include <nlohmann/json.hpp>
 
+#include "tests/support/program.h"
 #include "tests/support/temporary_folder.h"
 
 // The program as a user runs it.
@@ -17,22 +15,8 @@
 namespace elwise::testing {
 namespace {
 
-struct Run {
-  int status;
-  std::string output;  // stdout and stderr
-};
-
-Run run(const std::string& arguments) {
-  const std::string command = std::string(ELWISE_TOOLS_DIR) + "/train_bert_cost " + arguments + " 2>&1";
-  FILE* pipe = popen(command.c_str(), "r");
-  REQUIRE(pipe != nullptr);
-  Run result{0, {}};
-  std::array<char, 4096> buffer;
-  while (const size_t read = std::fread(buffer.data(), 1, buffer.size(), pipe))
-    result.output.append(buffer.data(), read);
-  const int status = pclose(pipe);
-  result.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  return result;
+ProgramRun run(const std::string& arguments) {
+  return run_program(ELWISE_TOOLS_DIR "/train_bert_cost " + arguments);
 }
 
 /// A model of a few thousand parameters: a run takes milliseconds.
@@ -55,7 +39,7 @@ int64_t count_lines(const std::string& text) {
 TEST_CASE("every measurement has all JSON fields") {
   const TemporaryFolder folder;
   const auto path = folder / "cost.json";
-  const Run result =
+  const ProgramRun result =
       run(kTiny + "--attention sa,ea,ea-2,ea-6,ea-series-composed-6,none --json " + path.string());
   CHECK_MESSAGE(result.status == 0, result.output);
   const auto lines = json_lines(path);
@@ -119,7 +103,7 @@ TEST_CASE("the loss falls on real text") {
   std::string text;
   for (int i = 0; i < 200; ++i) text += "The quick brown fox jumps over the lazy dog; element by element. ";
   const auto path = folder.write("text.txt", text), json = folder / "cost.json";
-  const Run result =
+  const ProgramRun result =
       run(kTiny + "--attention ea-6,sa --steps 30 --learning-rate 0.01 --no-matmul-floor --text " +
           path.string() + " --json " + json.string());
   CHECK_MESSAGE(result.status == 0, result.output);
@@ -163,7 +147,7 @@ TEST_CASE("bad input: one line that says what is wrong, exit 2 for usage and 1 f
       {"--text " + folder.write("text.txt", "abc").string() + " --vocab 200", 1, "at least 257"},
   };
   for (const auto& [arguments, status, message] : cases) {
-    const Run result = run(kTiny + "--attention ea-6 --quiet " + arguments);
+    const ProgramRun result = run(kTiny + "--attention ea-6 --quiet " + arguments);
     CAPTURE(arguments);
     CHECK_MESSAGE(result.status == status, result.output);
     CHECK_MESSAGE(result.output.find(message) != std::string::npos, result.output);
@@ -176,14 +160,14 @@ TEST_CASE("what was measured before a failure is in the JSON file, and a full di
   const auto json = folder / "cost.json";
   const std::string sizes =
       "--layers 2 --hidden 32 --heads 4 --intermediate 64 --vocab 300 --steps 1 --no-matmul-floor ";
-  const Run result =
+  const ProgramRun result =
       run(sizes + "--attention sa --seq-len 16,4096 --memory-budget 64MiB --json " + json.string());
   CHECK(result.status == 1);
   CHECK_MESSAGE(result.output.find("sa batch 1 length 4096 does not fit: out of memory") != std::string::npos,
                 result.output);
   CHECK(json_lines(json).size() == 1);
 
-  const Run full = run(kTiny + "--attention ea-6 --no-matmul-floor --json /dev/full");
+  const ProgramRun full = run(kTiny + "--attention ea-6 --no-matmul-floor --json /dev/full");
   CHECK(full.status == 1);
   CHECK_MESSAGE(full.output.find("No space left on device") != std::string::npos, full.output);
 }
