@@ -49,7 +49,8 @@ TEST_CASE("the check passes right outputs and finds a wrong or missing element i
 
 TEST_CASE("a kernel that computes something else is at fault") {
   Operands operands(1);
-  const Tensor x = operands.uniform({100}), y = operands.output({100});
+  const Tensor x = operands.uniform({100});
+  Tensor y = operands.output({100});
   struct Copy {
     DType dtype;
     const float* x;
