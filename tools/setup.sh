@@ -13,6 +13,7 @@ libhwy-dev: Highway, the SIMD kernels
 nlohmann-json3-dev: JSON in safetensors files and results
 libfmt-dev: the programs' text output
 libcli11-dev: the programs' options
+libbenchmark-dev: Google Benchmark, the kernels' benchmarks
 doctest-dev: the tests
 clang-format: the test of the source format
 python3: the tests of the source tree

@@ -28,6 +28,8 @@ LAYERS = [
     (r"ops/", OPS),
     (r"nn/", OPS + r"|nn/"),
     (r"models/", OPS + r"|nn/|models/"),
+    # Benchmarks check a kernel, as its tests do, before they time it.
+    (r"tools/bench_", OPS + r"|tools/|tests/support/(closeness|naive_\w+)\.h"),
     (r"tools/", OPS + r"|nn/|models/|tools/"),
     (r"tests/", r"."),
 ]

@@ -119,26 +119,8 @@ Tensor uniform(const Shape& shape, double low, double high) {
 
 void check_close(const Values& actual, const Values& expected, Tolerance tolerance, const std::string& what,
                  double terms) {
-  REQUIRE_MESSAGE(actual.size() == expected.size(), what, ": ", actual.size(), " elements, expected ",
-                  expected.size());
-  double largest = terms;
-  for (const double value : expected) {
-    if (std::isfinite(value)) largest = std::max(largest, std::fabs(value));
-  }
-  const double allowed = tolerance.absolute + tolerance.relative * largest;
-  size_t worst = 0;
-  double worst_error = 0;
-  for (size_t i = 0; i < actual.size(); ++i) {
-    const bool both_nan = std::isnan(actual[i]) && std::isnan(expected[i]);
-    double error = both_nan || actual[i] == expected[i] ? 0 : std::fabs(actual[i] - expected[i]);
-    if (std::isnan(error)) error = INFINITY;
-    if (error > worst_error) {
-      worst = i;
-      worst_error = error;
-    }
-  }
-  CHECK_MESSAGE(worst_error <= allowed, what, ": element ", worst, " is ", actual[worst], ", expected ",
-                expected[worst], ", allowed error ", allowed);
+  const std::string fault = mismatch(actual, expected, tolerance, what, terms);
+  CHECK_MESSAGE(fault.empty(), fault);
 }
 
 void check_op(const OpTest& test) {

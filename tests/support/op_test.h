@@ -8,21 +8,11 @@
 
 #include "core/random.h"
 #include "core/tensor.h"
+#include "tests/support/closeness.h"
 
 // The one way to test an op (DESIGN: "Tests").
 
 namespace elwise::testing {
-
-using Values = std::vector<double>;
-
-/// How far a result may be from its reference: absolute + relative * the largest magnitude in the reference.
-/// Set once per dtype; never per test.
-struct Tolerance {
-  double absolute;
-  double relative;
-};
-inline constexpr Tolerance kF64Tolerance{1e-12, 1e-12};
-inline constexpr Tolerance kF32Tolerance{2e-6, 2e-5};
 
 /// The elements as doubles (f32, f64, i64, bool).
 Values values_of(const Tensor& tensor);
@@ -33,9 +23,7 @@ Tensor leaf(const Values& values, const Shape& shape, DType dtype = DType::f64);
 /// An f64 tensor uniform in [low, high), from a generator that all tests of a program share.
 Tensor uniform(const Shape& shape, double low = -2, double high = 2);
 
-/// Checks each element against the reference; the failure names the worst one. `terms` is the magnitude of
-/// the terms that the result is a sum of, for results that may cancel: errors are relative to it where it is
-/// larger.
+/// Checks that mismatch() (tests/support/closeness.h) finds nothing.
 void check_close(const Values& actual, const Values& expected, Tolerance tolerance, const std::string& what,
                  double terms = 0);
 
