@@ -231,27 +231,6 @@ inline constexpr int64_t kTileVectors = kTileBytes / (kLanes<T> * static_cast<in
 inline constexpr int64_t kBlock = 32;
 static_assert(kEaSeriesChunk % kBlock == 0);
 
-/// Outputs beyond this bypass the cache: they would not be there when they are read.
-inline constexpr int64_t kStreamBytes = int64_t{8} << 20;
-
-/// Whether a tensor's vectors fill cache lines of their own, and there are enough to stream them.
-template <class T>
-bool may_stream(const void* tensor, int64_t batch, int64_t length, int64_t channels) {
-  constexpr int64_t kLine = 64, kSize = sizeof(T);
-  return kLanes<T> * kSize == kLine && batch * length * channels * kSize >= kStreamBytes &&
-         reinterpret_cast<uintptr_t>(tensor) % kLine == 0 && channels * kSize % kLine == 0;
-}
-
-template <class T>
-HWY_INLINE void store_vector(Vec<T> value, T* to, bool stream) {
-  const Tag<T> d;
-  if (stream) {
-    hn::Stream(value, d, to);
-  } else {
-    hn::StoreU(value, d, to);
-  }
-}
-
 /// Asks for a row of the next block: into the second-level cache, as the first holds this block.
 HWY_INLINE void prefetch(const void* address) {
   __builtin_prefetch(address, 0, 2);

@@ -61,7 +61,7 @@ class Backward {
   static constexpr int64_t kCarryRows = Moments<T, kOrder>::kRows;
 
   bool can_stream(const void* tensor) const {
-    return may_stream<T>(tensor, args_.batch, args_.length, args_.channels);
+    return may_stream<T>(tensor, args_.batch * args_.length, args_.channels);
   }
 
   /// Rows [begin, end) as far as they exist, vector by vector. The state holds each vector's sums A, B.

@@ -67,7 +67,7 @@ HWY_INLINE void walk_rows(const ForwardRows<T> rows, Moments<T, kOrder>& moments
     }
     if constexpr (kAnswerQueries) {
       prefetch(rows.q + at + rows.ahead);
-      store_vector(answer(moments, hn::LoadU(d, rows.q + at)), rows.y + at, rows.stream);
+      store_vector(d, answer(moments, hn::LoadU(d, rows.q + at)), rows.y + at, rows.stream);
     }
   }
 }
@@ -83,7 +83,7 @@ class Forward {
         v_(static_cast<const T*>(args.v)),
         y_(static_cast<T*>(args.y)),
         carry_(static_cast<T*>(args.carry)),
-        stream_(may_stream<T>(y_, args.batch, args.length, args.channels)) {}
+        stream_(may_stream<T>(y_, args.batch * args.length, args.channels)) {}
 
   void run() const {
     for_each_tile(layout_, args_.batch, [this](const Tile& tile) {

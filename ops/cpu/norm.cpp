@@ -17,9 +17,16 @@ HWY_BEFORE_NAMESPACE();
 namespace elwise::cpu::HWY_NAMESPACE {
 namespace {
 
-/// One row of LayerNormForward. The row comes from memory once: it stays in cache for the later passes.
+/// Asks for element i of the row after `row`, while this one is worked on in the cache. Null: nothing.
 template <class T>
-void normalise_row(const LayerNormForward& args, int64_t row) {
+HWY_INLINE void prefetch_next(const void* matrix, int64_t row, int64_t cols, int64_t i) {
+  if (matrix != nullptr) hwy::Prefetch(static_cast<const T*>(matrix) + (row + 1) * cols + i);
+}
+
+/// One row of LayerNormForward. The row comes from memory once: it stays in cache for the later passes.
+/// `stream`: results bypass the caches.
+template <class T>
+void normalise_row(const LayerNormForward& args, int64_t row, bool stream) {
   const hn::ScalableTag<T> d;
   const int64_t cols = args.cols;
   const T* x = static_cast<const T*>(args.x) + row * cols;
@@ -46,6 +53,8 @@ void normalise_row(const LayerNormForward& args, int64_t row) {
   const T mean = static_cast<T>(first + shift / count);
   const auto mean_lanes = hn::Set(d, mean);
   const double squares = sum_terms(d, 0, cols, [&](int64_t i, int64_t n) HWY_ATTR {
+    prefetch_next<T>(args.x, row, cols, i);
+    prefetch_next<T>(args.residual, row, cols, i);
     const auto centred = hn::Sub(load_h(i, n), mean_lanes);
     return hn::Mul(centred, centred);
   });
@@ -61,14 +70,14 @@ void normalise_row(const LayerNormForward& args, int64_t row) {
     auto v = hn::Mul(hn::Sub(load_h(i, n), mean_lanes), rstd_lanes);
     if (weight != nullptr) v = hn::Mul(v, load_lanes(d, weight + i, n));
     if (bias != nullptr) v = hn::Add(v, load_lanes(d, bias + i, n));
-    store_lanes(d, v, y + i, n);
+    stream ? hn::Stream(v, d, y + i) : store_lanes(d, v, y + i, n);
   });
 }
 
 /// One row of LayerNormBackward; adds its part to dweight and dbias [cols] unless they are null. With
 /// z = (h - mean) * rstd and g = dy * weight: dx = rstd * (g - mean(g) - z * mean(g * z)) + dsum.
 template <class T>
-void backward_row(const LayerNormBackward& args, int64_t row, T* dweight, T* dbias) {
+void backward_row(const LayerNormBackward& args, int64_t row, T* dweight, T* dbias, bool stream) {
   using D = hn::ScalableTag<T>;
   using V = hn::Vec<D>;
   const D d;
@@ -97,11 +106,14 @@ void backward_row(const LayerNormBackward& args, int64_t row, T* dweight, T* dbi
   const V mean_gz = hn::Set(d, static_cast<T>(sums[1] / static_cast<double>(cols)));
   T* dx = static_cast<T*>(args.dx) + row * cols;
   for_each_vector(d, 0, cols, [&](int64_t i, int64_t n) HWY_ATTR {
+    prefetch_next<T>(args.h, row, cols, i);
+    prefetch_next<T>(args.dy, row, cols, i);
+    prefetch_next<T>(args.dsum, row, cols, i);
     const V g = weigh(load_lanes(d, dy + i, n), i, n);
     const V centred = hn::NegMulAdd(load_z(i, n), mean_gz, hn::Sub(g, mean_g));
     const V v =
         dsum == nullptr ? hn::Mul(centred, rstd) : hn::MulAdd(centred, rstd, load_lanes(d, dsum + i, n));
-    store_lanes(d, v, dx + i, n);
+    stream ? hn::Stream(v, d, dx + i) : store_lanes(d, v, dx + i, n);
   });
 }
 
@@ -126,8 +138,10 @@ void add_partials(T* partials, int64_t count, int64_t cols, T* result) {
 
 template <class T>
 void forward(const LayerNormForward& args) {
+  const bool stream = may_stream<T>(args.y, args.rows, args.cols);
   parallel_for(args.rows, rows_per_thread(args.cols), [&](int64_t begin, int64_t end) HWY_ATTR {
-    for (int64_t row = begin; row < end; ++row) normalise_row<T>(args, row);
+    for (int64_t row = begin; row < end; ++row) normalise_row<T>(args, row, stream);
+    hwy::FlushStream();
   });
 }
 
@@ -142,9 +156,11 @@ void backward_partial(const LayerNormBackward& args, int64_t p) {
     std::fill_n(dbias, args.cols, T(0));
   }
   const int64_t end = std::min(args.rows, (p + 1) * kLayerNormRowsPerPartial);
+  const bool stream = may_stream<T>(args.dx, args.rows, args.cols);
   for (int64_t row = p * kLayerNormRowsPerPartial; row < end; ++row) {
-    backward_row(args, row, dweight, dbias);
+    backward_row(args, row, dweight, dbias, stream);
   }
+  hwy::FlushStream();
 }
 
 template <class T>

@@ -8,6 +8,7 @@
 #define ELWISE_OPS_CPU_ROW_INL_H_
 #endif
 
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include <algorithm>
@@ -45,6 +46,27 @@ HWY_INLINE void store_lanes(D d, hn::VFromD<D> v, hn::TFromD<D>* to, int64_t n) 
     hn::StoreU(v, d, to);
   } else {
     StorePart(d, v, to, n);
+  }
+}
+
+/// Whether results [rows, cols] are written past the caches: beyond this size they would not be there any
+/// more when they are read. Their vectors must fill cache lines of their own.
+inline constexpr int64_t kStreamBytes = int64_t{8} << 20;
+
+template <class T>
+bool may_stream(const void* tensor, int64_t rows, int64_t cols) {
+  constexpr int64_t kLine = 64, kSize = sizeof(T);
+  return hn::MaxLanes(hn::ScalableTag<T>()) * kSize == kLine && rows * cols * kSize >= kStreamBytes &&
+         reinterpret_cast<uintptr_t>(tensor) % kLine == 0 && cols * kSize % kLine == 0;
+}
+
+/// Stores a whole vector, past the caches if `stream`: then a hwy::FlushStream() must follow on this thread.
+template <class D>
+HWY_INLINE void store_vector(D d, hn::VFromD<D> v, hn::TFromD<D>* to, bool stream) {
+  if (stream) {
+    hn::Stream(v, d, to);
+  } else {
+    hn::StoreU(v, d, to);
   }
 }
 
