@@ -105,7 +105,7 @@ Values values_of(const Tensor& x);
 Values values_at(const Tensor& x, int64_t outer, int64_t size, int64_t inner,
                  const std::vector<int64_t>& indices);
 
-/// mismatch() with the tests' tolerance for f32.
+/// mismatch() with the tests' tolerance for f32. The element that it names is one of the sample.
 std::string difference(const std::string& what, const Values& actual, const Values& expected,
                        double terms = 0);
 /// The first that is not empty.

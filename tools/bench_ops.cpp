@@ -33,12 +33,15 @@ double cold_bytes() {
 /// The case that is being timed, and what its check said. Google Benchmark calls a benchmark several times.
 class Session {
  public:
+  /// The calls of a case move `bytes` together.
+  explicit Session(double bytes) : bytes_(bytes) {}
+
   /// Makes and checks the calls of a case, unless they are there from the last time.
   void enter(const BenchCase& bench) {
     if (name_ == bench.name) return;
     name_.clear();
     calls_.clear();
-    calls_ = make_calls(bench, cold_bytes());
+    calls_ = make_calls(bench, bytes_);
     calls_.front().run();
     fault_ = fault_of(calls_.front());
     name_ = bench.name;
@@ -63,6 +66,7 @@ class Session {
   Roofline measure_roofline() { return meter_.measure(); }
 
  private:
+  double bytes_;
   RooflineMeter meter_;
   std::string name_, fault_;
   std::vector<KernelCall> calls_;
@@ -103,7 +107,7 @@ void run_case(benchmark::State& state, const BenchCase& bench, Session& session)
 }
 
 /// Runs what Google Benchmark's own options, in `arguments`, select.
-int run(std::vector<std::string> arguments, int threads) {
+int run(std::vector<std::string> arguments, int threads, bool warm) {
   set_num_threads(threads);
   arguments.insert(arguments.begin(), "bench_ops");
   std::vector<char*> argv;
@@ -112,8 +116,9 @@ int run(std::vector<std::string> arguments, int threads) {
   benchmark::Initialize(&argc, argv.data());
   if (argc > 1) throw UsageError(fmt::format("unknown option {} (see bench_ops --help)", argv[1]));
   benchmark::AddCustomContext("elwise_threads", std::to_string(threads));
+  benchmark::AddCustomContext("elwise_operands", warm ? "warm" : "cold");
 
-  Session session;
+  Session session(warm ? 0 : cold_bytes());
   for (const BenchCase& bench : bench_cases()) {
     benchmark::RegisterBenchmark(bench.name.c_str(), [bench, &session](benchmark::State& state) {
       run_case(state, bench, session);
@@ -137,6 +142,11 @@ int main(int argc, char** argv) {
       "bench_ops");
   int threads = elwise::num_threads();
   app.add_option("--threads", threads, "CPU threads")->check(CLI::Range(1, 1024))->capture_default_str();
+  bool warm = false;
+  app.add_flag(
+      "--warm", warm,
+      "use the same operands at each call: they are in the last-level cache where they fit; otherwise "
+      "they are in memory");
   std::string format = "console", out_format = "json";  // Google Benchmark exits with 0 where they are wrong
   app.add_option("--benchmark_format", format, "of what is printed")
       ->check(CLI::IsMember({"console", "json", "csv"}))
@@ -152,6 +162,6 @@ int main(int argc, char** argv) {
     std::vector<std::string> arguments = app.remaining();
     arguments.push_back("--benchmark_format=" + format);
     arguments.push_back("--benchmark_out_format=" + out_format);
-    return run(arguments, threads);
+    return run(arguments, threads, warm);
   });
 }

@@ -28,6 +28,7 @@ TEST_CASE("what is timed has its name and all counters") {
   std::ifstream file(path);
   const nlohmann::json json = nlohmann::json::parse(file);
   CHECK(json["context"]["elwise_threads"] == "2");
+  CHECK(json["context"]["elwise_operands"] == "cold");
   const nlohmann::json& lines = json["benchmarks"];
   REQUIRE(lines.size() == 2);
   CHECK(lines[0]["name"] == "ea_series_forward/f32/1x512x768/t2/causal");
@@ -42,6 +43,14 @@ TEST_CASE("what is timed has its name and all counters") {
     CHECK(line["roofline_share"].get<double>() >= line["copy_share"].get<double>());
     CHECK(line["time_unit"] == "us");
   }
+}
+
+TEST_CASE("--warm") {
+  const ProgramRun result = run(
+      "--warm --benchmark_min_time=0.001 --benchmark_format=json --benchmark_filter=sum_forward/f32/512x768");
+  CHECK(result.status == 0);
+  CHECK_MESSAGE(result.output.find("\"elwise_operands\": \"warm\"") != std::string::npos, result.output);
+  CHECK_MESSAGE(result.output.find("sum_forward/f32/512x768/rows") != std::string::npos, result.output);
 }
 
 TEST_CASE("the list has every kernel, and names that the issue tracker quotes") {
