@@ -46,7 +46,7 @@ TEST_CASE("what is timed has its name and all counters") {
 }
 
 TEST_CASE("--warm") {
-  const ProgramRun result = run(
+  const Run result = run(
       "--warm --benchmark_min_time=0.001 --benchmark_format=json --benchmark_filter=sum_forward/f32/512x768");
   CHECK(result.status == 0);
   CHECK_MESSAGE(result.output.find("\"elwise_operands\": \"warm\"") != std::string::npos, result.output);
