@@ -40,7 +40,8 @@ TEST_CASE("what is timed has its name and all counters") {
       CHECK_MESSAGE(line[counter].get<double>() > 0, counter);
       CHECK_MESSAGE(std::isfinite(line[counter].get<double>()), counter);
     }
-    CHECK(line["roofline_share"].get<double>() >= line["copy_share"].get<double>());
+    // Both are medians of the same times; where the bytes decide they differ by rounding only.
+    CHECK(line["roofline_share"].get<double>() >= line["copy_share"].get<double>() * (1 - 1e-9));
     CHECK(line["time_unit"] == "us");
   }
 }
