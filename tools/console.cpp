@@ -41,6 +41,16 @@ int run_program(CLI::App& app, int argc, char** argv, const std::function<int()>
   }
 }
 
+CLI::Validator positive_number() {
+  return CLI::Validator(
+      [](const std::string& text) {
+        double value = 0;
+        const bool accepted = CLI::detail::lexical_cast(text, value) && value > 0;
+        return accepted ? std::string() : fmt::format("expected a number above 0, got {}", text);
+      },
+      "POSITIVE");
+}
+
 int64_t parse_bytes(const std::string& text) {
   double value = 0;
   const char* end = text.data() + text.size();

@@ -25,6 +25,9 @@ class UsageError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// Accepts numbers above 0.
+CLI::Validator positive_number();
+
 /// Bytes from "24GiB", "80 GB", "512MiB", "1.5GiB" or a plain number. Throws UsageError.
 int64_t parse_bytes(const std::string& text);
 

@@ -7,6 +7,7 @@
 #include "core/cost.h"
 #include "core/parallel.h"
 #include "nn/optimizer.h"
+#include "tools/json_lines.h"
 #include "tools/masked_lm_data.h"
 #include "tools/matmul_floor.h"
 #include "tools/median.h"
@@ -114,9 +115,6 @@ CostResult measure_cost(const CostRequest& request, const std::function<bool(int
 }
 
 nlohmann::ordered_json to_json(const CostRequest& request, const CostResult& result) {
-  const auto value_or_null = [](const std::optional<double>& value) {
-    return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json();
-  };
   const auto counted_or_null = [&](auto value) {
     return result.steps > 0 ? nlohmann::ordered_json(value) : nlohmann::ordered_json();
   };

@@ -2,10 +2,16 @@
 
 #include <filesystem>
 #include <fstream>
+#include <optional>
 
 #include <nlohmann/json.hpp>
 
 namespace elwise::tools {
+
+/// null where there is no value.
+inline nlohmann::ordered_json value_or_null(const std::optional<double>& value) {
+  return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json();
+}
 
 /// A file of JSON objects, one per line, each on the disk as soon as write() returns. An older file of that
 /// name is replaced by the first object, not before.

@@ -6,6 +6,7 @@
 #include <map>
 
 #include "tools/console.h"
+#include "tools/json_lines.h"
 #include "tools/median.h"
 
 namespace elwise::tools {
@@ -21,9 +22,9 @@ std::string or_dash(std::optional<double> value, double scale, const char* forma
   return value ? fmt::format(fmt::runtime(format), *value * scale) : "-";
 }
 
-/// Work per second, where the kernel took time.
-std::optional<double> rate(double work, double ms) {
-  return ms > 0 ? std::optional(work * 1e3 / ms) : std::nullopt;
+/// Work per second, where the kernel ran.
+std::optional<double> rate(double work, std::optional<double> ms) {
+  return ms && *ms > 0 ? std::optional(work * 1e3 / *ms) : std::nullopt;
 }
 
 double bytes_of(const KernelCost& cost) {
@@ -38,9 +39,9 @@ std::vector<KernelSummary> summarize(const std::vector<ProfiledStep>& steps) {
     for (const KernelProfile& profile : step.kernels) {
       Samples& samples = kernels[{profile.kernel, profile.dtype}];
       samples.last = profile;
-      samples.ms.push_back(profile.seconds * 1e3);
-      samples.step_shares.push_back(profile.seconds / step.seconds);
       if (step.roofline) {
+        samples.ms.push_back(profile.seconds * 1e3);
+        samples.step_shares.push_back(profile.seconds / step.seconds);
         samples.roofline_shares.push_back(step.roofline->seconds(profile.cost, profile.dtype) /
                                           profile.seconds);
       }
@@ -52,8 +53,8 @@ std::vector<KernelSummary> summarize(const std::vector<ProfiledStep>& steps) {
                       .dtype = key.second,
                       .calls = samples.last.calls,
                       .cost = samples.last.cost,
-                      .ms = *median(samples.ms),
-                      .step_share = *median(samples.step_shares),
+                      .ms = median(samples.ms),
+                      .step_share = median(samples.step_shares),
                       .roofline_share = median(samples.roofline_shares)});
   }
   std::ranges::stable_sort(result, std::greater(), &KernelSummary::ms);
@@ -64,13 +65,14 @@ std::string profile_text(const std::vector<KernelSummary>& kernels) {
   Table table({"kernel", "dtype", "calls", "ms", "of step", "GFLOP/s", "GB/s", "of roofline"});
   double inside = 0;
   for (const KernelSummary& kernel : kernels) {
-    inside += kernel.step_share;
+    inside += kernel.step_share.value_or(0);
     table.add({kernel.kernel, std::string(name_of(kernel.dtype)), std::to_string(kernel.calls),
-               fmt::format("{:.2f}", kernel.ms), fmt::format("{:.1f} %", kernel.step_share * 100),
+               or_dash(kernel.ms, 1, "{:.2f}"), or_dash(kernel.step_share, 100, "{:.1f} %"),
                or_dash(rate(kernel.cost.flops, kernel.ms), 1e-9, "{:.1f}"),
                or_dash(rate(bytes_of(kernel.cost), kernel.ms), 1e-9, "{:.1f}"),
                or_dash(kernel.roofline_share, 100, "{:.0f} %")});
   }
+  if (inside == 0) return table.text();
   return fmt::format("{}outside kernels: {:.1f} % of the step\n", table.text(), (1 - inside) * 100);
 }
 
@@ -81,12 +83,11 @@ nlohmann::ordered_json to_json(const std::vector<KernelSummary>& kernels) {
     entry["kernel"] = kernel.kernel;
     entry["dtype"] = name_of(kernel.dtype);
     entry["calls"] = kernel.calls;
-    entry["ms"] = kernel.ms;
-    entry["step_share"] = kernel.step_share;
+    entry["ms"] = value_or_null(kernel.ms);
+    entry["step_share"] = value_or_null(kernel.step_share);
     entry["flops"] = kernel.cost.flops;
     entry["bytes"] = bytes_of(kernel.cost);
-    entry["roofline_share"] =
-        kernel.roofline_share ? nlohmann::ordered_json(*kernel.roofline_share) : nlohmann::ordered_json();
+    entry["roofline_share"] = value_or_null(kernel.roofline_share);
     result.push_back(std::move(entry));
   }
   return result;

@@ -18,14 +18,15 @@ struct ProfiledStep {
   std::optional<Roofline> roofline;  // absent on meta, where nothing runs
 };
 
-/// One kernel's part in a training step: medians over the steps.
+/// One kernel's part in a training step: medians over the steps. On meta, where nothing runs, there are no
+/// times.
 struct KernelSummary {
   std::string kernel;
   DType dtype = DType::f32;
   int64_t calls = 0;                     // per step
   KernelCost cost;                       // per step
-  double ms = 0;                         // per step
-  double step_share = 0;                 // of the step's time
+  std::optional<double> ms;              // per step
+  std::optional<double> step_share;      // of the step's time
   std::optional<double> roofline_share;  // the roofline's time for its cost over its own time
 };
 

@@ -54,7 +54,7 @@ void add_sweep_options(CLI::App& app, Options& options) {
   app.add_option(
          "--confirm", options.confirmations,
          "with --sweep bs-l --device cpu: points of each attention to run, those with the fewest FLOPs")
-      ->check(CLI::PositiveNumber)
+      ->check(positive_number())
       ->capture_default_str();
   app.add_option("--plot", options.plot,
                  "draw the measurements as PNG and SVG into this folder (needs python3-matplotlib); without "
@@ -64,7 +64,7 @@ void add_sweep_options(CLI::App& app, Options& options) {
 void add_options(CLI::App& app, Options& options) {
   CostRequest& request = options.request;
   models::BertConfig& model = request.model;
-  const auto count = CLI::PositiveNumber;
+  const auto count = positive_number();
   app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   app.add_option("--attention", options.attentions,
                  "mechanisms, comma-separated: sa, ea, ea-N or ea-series-composed-N (N even, 0 .. 16), none")
