@@ -10,8 +10,20 @@
 
 namespace elwise::tools {
 namespace {
+
 constexpr int64_t kBytes = 256;
+
+/// Member by member: where a later initialiser of a nested aggregate throws (out of memory), g++ 12 destroys
+/// the earlier ones twice.
+MaskedLmBatch make_batch(Tensor tokens, Tensor masked, Tensor labels) {
+  MaskedLmBatch batch;
+  batch.input.tokens = std::move(tokens);
+  batch.masked = std::move(masked);
+  batch.labels = std::move(labels);
+  return batch;
 }
+
+}  // namespace
 
 MaskedLmData::MaskedLmData(int64_t vocabulary, uint64_t seed)
     : generator_(seed), tokens_(vocabulary - 1), mask_token_(vocabulary - 1) {
@@ -49,9 +61,7 @@ MaskedLmBatch MaskedLmData::next(int64_t batch, int64_t length, Device device) {
   const int64_t chosen = models::masked_positions(batch, length);
   if (device == kMeta) {  // only shapes count there, and a million tokens take seconds to draw
     const TensorOptions options = {.dtype = DType::i64, .device = device};
-    return {.input = {.tokens = empty({batch, length}, options), .token_types = {}, .key_mask = {}},
-            .masked = empty({chosen}, options),
-            .labels = empty({chosen}, options)};
+    return make_batch(empty({batch, length}, options), empty({chosen}, options), empty({chosen}, options));
   }
   std::vector<int64_t> tokens(static_cast<size_t>(count));
   for (int64_t& token : tokens) token = std::clamp<int64_t>(next_token(), 0, tokens_ - 1);
@@ -76,11 +86,8 @@ MaskedLmBatch MaskedLmData::next(int64_t batch, int64_t length, Device device) {
       token = random_below(tokens_);
     }
   }
-  return {.input = {.tokens = to(from_vector(tokens, {batch, length}), device),
-                    .token_types = {},
-                    .key_mask = {}},
-          .masked = to(from_vector(positions, {chosen}), device),
-          .labels = to(from_vector(labels, {chosen}), device)};
+  return make_batch(to(from_vector(tokens, {batch, length}), device),
+                    to(from_vector(positions, {chosen}), device), to(from_vector(labels, {chosen}), device));
 }
 
 }  // namespace elwise::tools
