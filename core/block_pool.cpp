@@ -2,7 +2,6 @@
 
 #include <sys/mman.h>
 
-#include <algorithm>
 #include <cstdlib>
 
 namespace elwise {
@@ -30,7 +29,7 @@ void* BlockPool::take(int64_t bytes) {
 }
 
 void* BlockPool::grow(int64_t bytes, bool exact) {
-  const int64_t segment = exact || !kCutsBlocks ? bytes : std::max(bytes, segment_bytes_);
+  const int64_t segment = exact ? bytes : segment_for(bytes);
   char* data = system_allocate(segment);
   if (data == nullptr) return nullptr;
   held_ += segment;

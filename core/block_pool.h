@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <set>
@@ -30,8 +31,12 @@ class BlockPool {
   /// The smallest free block that holds `bytes` (a multiple of 64), cut to size; aligned to 64. Null if there
   /// is none.
   void* take(int64_t bytes);
-  /// Gets a segment from the system, of the size of the pool's or, if `exact`, of `bytes`, and takes a block
-  /// from it. Null if the system has no memory.
+  /// The size of the segment that a block of `bytes` is cut from.
+  int64_t segment_for(int64_t bytes) const {
+    return kCutsBlocks ? std::max(bytes, segment_bytes_) : bytes;
+  }
+  /// Gets a segment from the system, of segment_for(bytes) or, if `exact`, of `bytes`, and takes a block from
+  /// it. Null if the system has no memory.
   void* grow(int64_t bytes, bool exact);
   void give_back(void* block);
   /// Gives segments without a block in use back to the system.

@@ -11,6 +11,8 @@ struct KernelCost {
   double bytes_read = 0;
   double bytes_written = 0;
 
+  double bytes() const { return bytes_read + bytes_written; }
+
   KernelCost& operator+=(const KernelCost& other) {
     flops += other.flops;
     bytes_read += other.bytes_read;

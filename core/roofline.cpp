@@ -1,14 +1,12 @@
 #include "core/roofline.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
 
+#include "core/block_pool.h"
 #include "core/error.h"
 #include "core/parallel.h"
 
@@ -144,33 +142,24 @@ double Roofline::seconds(const KernelCost& cost, DType dtype) const {
   const double peak = dtype == DType::f64    ? f64_flops_per_s
                       : dtype == DType::bf16 ? bf16_flops_per_s
                                              : f32_flops_per_s;
-  return std::max((cost.bytes_read + cost.bytes_written) / copy_bytes_per_s, cost.flops / peak);
+  return std::max(cost.bytes() / copy_bytes_per_s, cost.flops / peak);
 }
 
 struct RooflineMeter::Buffers {
-  float *from, *to;
+  BlockPool pool{2 * kBufferBytes};  // not the allocator: the buffers are no part of what is measured
+  float* from = static_cast<float*>(pool.grow(2 * kBufferBytes, true));
+  float* to = nullptr;
 
-  Buffers() : from(allocate()), to(allocate()) {
-    if (from == nullptr || to == nullptr) {
-      std::free(from);
-      std::free(to);
+  Buffers() {
+    if (from == nullptr)
       throw OutOfMemoryError("roofline: out of memory: expected 128 MiB for the buffers of a copy");
-    }
+    to = from + kBufferBytes / static_cast<int64_t>(sizeof(float));
     parallel_blocks([&](int64_t i, int64_t count) {  // touched first by the threads that will use them
       std::memset(from + i, 0, static_cast<size_t>(count) * sizeof(float));
       std::memset(to + i, 0, static_cast<size_t>(count) * sizeof(float));
     });
   }
-  ~Buffers() {
-    std::free(from);
-    std::free(to);
-  }
-
-  static float* allocate() {
-    void* data = std::aligned_alloc(size_t{2} << 20, static_cast<size_t>(kBufferBytes));
-    if (data != nullptr) madvise(data, static_cast<size_t>(kBufferBytes), MADV_HUGEPAGE);
-    return static_cast<float*>(data);
-  }
+  ~Buffers() { pool.give_back(from); }
 
   static void parallel_blocks(const std::function<void(int64_t first, int64_t count)>& body) {
     constexpr int64_t kBlocks = kBufferBytes / static_cast<int64_t>(sizeof(float)) / kBlock;

@@ -148,8 +148,9 @@ class CpuAllocator : public CountingAllocator {
     check_limit(bytes);
     BlockPool& pool = pool_for(bytes);
     if (void* block = pool.take(bytes)) return block;
-    if (cache_passes_limit(kSegment)) drop_cache();
-    void* block = pool.grow(bytes, /*exact=*/cache_passes_limit(kSegment));
+    const int64_t segment = pool.segment_for(bytes);
+    if (cache_passes_limit(segment)) drop_cache();
+    void* block = pool.grow(bytes, /*exact=*/cache_passes_limit(segment));
     if (block == nullptr) {
       drop_cache();
       block = pool.grow(bytes, /*exact=*/true);
@@ -168,12 +169,12 @@ class CpuAllocator : public CountingAllocator {
   int64_t held() const override { return small_.held() + large_.held(); }
 
  private:
-  static constexpr int64_t kSmall = int64_t{1} << 20, kSegment = int64_t{64} << 20;
+  static constexpr int64_t kSmall = int64_t{1} << 20;
 
   BlockPool& pool_for(int64_t bytes) { return bytes < kSmall ? small_ : large_; }
 
   BlockPool small_{2 * kSmall};  // apart, so that small tensors that live long do not break up large segments
-  BlockPool large_{kSegment};
+  BlockPool large_{64 * kSmall};
 };
 
 CountingAllocator& allocator(Device device) {

@@ -68,7 +68,7 @@ std::vector<KernelCall> make_calls(const BenchCase& bench, double bytes) {
   double moved = 0;
   do {
     calls.push_back(maker(Operands(calls.size())));
-    moved += calls.back().cost.bytes_read + calls.back().cost.bytes_written;
+    moved += calls.back().cost.bytes();
   } while (moved < bytes);
   return calls;
 }

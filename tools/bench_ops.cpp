@@ -78,7 +78,7 @@ void report(benchmark::State& state, const KernelCost& cost, const PairedTimes& 
   const KernelRates rates = times.rates();
   state.counters["copy_share"] = rates.copy_share;
   state.counters["roofline_share"] = rates.roofline_share;
-  state.counters["bytes_per_s"] = (cost.bytes_read + cost.bytes_written) / rates.seconds;
+  state.counters["bytes_per_s"] = cost.bytes() / rates.seconds;
   state.counters["flops_per_s"] = cost.flops / rates.seconds;
   state.counters["copy_bytes_per_s"] = rates.copy_bytes_per_s;
   state.counters["pairs"] = static_cast<double>(times.pairs());

@@ -27,10 +27,6 @@ std::optional<double> rate(double work, std::optional<double> ms) {
   return ms && *ms > 0 ? std::optional(work * 1e3 / *ms) : std::nullopt;
 }
 
-double bytes_of(const KernelCost& cost) {
-  return cost.bytes_read + cost.bytes_written;
-}
-
 }  // namespace
 
 std::vector<KernelSummary> summarize(const std::vector<ProfiledStep>& steps) {
@@ -69,7 +65,7 @@ std::string profile_text(const std::vector<KernelSummary>& kernels) {
     table.add({kernel.kernel, std::string(name_of(kernel.dtype)), std::to_string(kernel.calls),
                or_dash(kernel.ms, 1, "{:.2f}"), or_dash(kernel.step_share, 100, "{:.1f} %"),
                or_dash(rate(kernel.cost.flops, kernel.ms), 1e-9, "{:.1f}"),
-               or_dash(rate(bytes_of(kernel.cost), kernel.ms), 1e-9, "{:.1f}"),
+               or_dash(rate(kernel.cost.bytes(), kernel.ms), 1e-9, "{:.1f}"),
                or_dash(kernel.roofline_share, 100, "{:.0f} %")});
   }
   if (inside == 0) return table.text();
@@ -86,7 +82,7 @@ nlohmann::ordered_json to_json(const std::vector<KernelSummary>& kernels) {
     entry["ms"] = value_or_null(kernel.ms);
     entry["step_share"] = value_or_null(kernel.step_share);
     entry["flops"] = kernel.cost.flops;
-    entry["bytes"] = bytes_of(kernel.cost);
+    entry["bytes"] = kernel.cost.bytes();
     entry["roofline_share"] = value_or_null(kernel.roofline_share);
     result.push_back(std::move(entry));
   }

@@ -15,7 +15,7 @@ void PairedTimes::close(const Roofline& roofline) {
   pending_seconds_ = 0;
   if (!seconds) return;
   seconds_.push_back(*seconds);
-  copy_shares_.push_back((cost_.bytes_read + cost_.bytes_written) / *seconds / roofline.copy_bytes_per_s);
+  copy_shares_.push_back(cost_.bytes() / *seconds / roofline.copy_bytes_per_s);
   roofline_shares_.push_back(roofline.seconds(cost_, dtype_) / *seconds);
   copies_.push_back(roofline.copy_bytes_per_s);
 }

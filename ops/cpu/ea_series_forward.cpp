@@ -67,7 +67,7 @@ HWY_INLINE void walk_rows(const ForwardRows<T> rows, Moments<T, kOrder>& moments
     }
     if constexpr (kAnswerQueries) {
       prefetch(rows.q + at + rows.ahead);
-      store_vector(d, answer(moments, hn::LoadU(d, rows.q + at)), rows.y + at, rows.stream);
+      store_lanes(d, answer(moments, hn::LoadU(d, rows.q + at)), rows.y + at, kLanes<T>, rows.stream);
     }
   }
 }

@@ -119,7 +119,7 @@ HWY_INLINE void walk_queries(const BackwardRows<T> rows, Moments<T, kOrder>& mom
     }
     hn::Store(gradient.a, d, scratch.a + kept);
     hn::Store(gradient.y, d, scratch.y + kept);
-    store_vector(d, gradient.dq, rows.dq + at, rows.stream);
+    store_lanes(d, gradient.dq, rows.dq + at, kLanes<T>, rows.stream);
   }
 }
 
@@ -264,14 +264,14 @@ HWY_INLINE void write_key_gradient(const BackwardRows<T>& rows, int64_t at,
     sums.store(stored);
     gradient = large_key_gradient<T, kOrder>(stored, weight, k, v);
   }
-  store_vector(d, gradient.dk, rows.dk + at, rows.stream);
-  store_vector(d, gradient.dv, rows.dv + at, rows.stream);
+  store_lanes(d, gradient.dk, rows.dk + at, kLanes<T>, rows.stream);
+  store_lanes(d, gradient.dv, rows.dv + at, kLanes<T>, rows.stream);
 }
 
 template <class T>
 HWY_INLINE void write_hidden_key(const BackwardRows<T>& rows, int64_t at) {
-  store_vector(Tag<T>(), hn::Zero(Tag<T>()), rows.dk + at, rows.stream);
-  store_vector(Tag<T>(), hn::Zero(Tag<T>()), rows.dv + at, rows.stream);
+  store_lanes(Tag<T>(), hn::Zero(Tag<T>()), rows.dk + at, kLanes<T>, rows.stream);
+  store_lanes(Tag<T>(), hn::Zero(Tag<T>()), rows.dv + at, kLanes<T>, rows.stream);
 }
 
 /// Adds the rows' queries to the sums, from the last row to the first. kCausal: each row's key then takes its

@@ -46,10 +46,9 @@ void matmul(const Matmul& args) {
   if (args.k == 0) return args.dtype == DType::f32 ? empty_sum<float>(args) : empty_sum<double>(args);
   if (is_thin(args)) return matmul_thin(args);
   if (is_large(args)) {
-    // Measured on two AVX-512 cores at the shapes of BERT-base, weights coming from memory: for a transposed
-    // b (a linear layer's forward) the primitive is 2 to 15 % ahead of sgemm, else (the gradients) sgemm 3 to
-    // 15 % ahead of both others.
-    if (args.transpose_b && matmul_onednn(args)) return;
+    // On AVX-512 at the shapes of BERT-base, weights coming from memory, the primitive is ahead for a
+    // transposed b (a linear layer's forward), sgemm for the others (its gradients).
+    if (matmul_onednn(args)) return;
     if (matmul_sgemm(args)) return;
   }
   matmul_blocked(args);

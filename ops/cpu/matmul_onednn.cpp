@@ -16,13 +16,13 @@ namespace {
 
 // Primitives kept by a thread; beyond that (lengths that grow step by step) it starts afresh.
 constexpr size_t kMaxCached = 512;
-constexpr int64_t kMaxK = 20000;
+constexpr int64_t kMaxK = 20000;  // from here on oneDNN may split k over the threads
 
 /// What a primitive depends on. Strides between products are 0 where there is one product.
 struct Key {
   int64_t m, n, k, lda, ldb, ldc;
   int64_t outer, inner, a_outer, a_inner, b_outer, b_inner, c_outer, c_inner;
-  int64_t flags;  // transpose_b, bias, accumulate
+  int64_t flags;  // bias, accumulate
   int64_t threads;
   int64_t scale;  // the bits of the double
 
@@ -45,7 +45,7 @@ Key make_key(const Matmul& args) {
           .b_inner = by_inner ? args.b_inner : 0,
           .c_outer = by_outer ? args.c_outer : 0,
           .c_inner = by_inner ? args.c_inner : 0,
-          .flags = (args.transpose_b ? 1 : 0) | (args.bias ? 2 : 0) | (args.accumulate ? 4 : 0),
+          .flags = (args.bias ? 1 : 0) | (args.accumulate ? 2 : 0),
           .threads = num_threads(),
           .scale = std::bit_cast<int64_t>(args.scale)};
 }
@@ -120,8 +120,7 @@ Entry make_entry(const Matmul& args) {
                         {outer_stride, inner_stride, row_stride, col_stride}, true);
   };
   const auto a = matrix(args.m, args.k, args.lda, 1, args.a_outer, args.a_inner);
-  const auto b = args.transpose_b ? matrix(args.k, args.n, 1, args.ldb, args.b_outer, args.b_inner)
-                                  : matrix(args.k, args.n, args.ldb, 1, args.b_outer, args.b_inner);
+  const auto b = matrix(args.k, args.n, 1, args.ldb, args.b_outer, args.b_inner);
   const auto c = matrix(args.m, args.n, args.ldc, 1, args.c_outer, args.c_inner);
   memory::desc bias;
   if (args.bias) {
@@ -171,8 +170,7 @@ void* scratch_for(const Matmul& args, size_t bytes) {
 
 bool matmul_onednn(const Matmul& args) {
   if (args.dtype != DType::f32 || (args.bias && args.scale != 1)) return false;
-  // From k = 2048 on with a transposed a, and from kMaxK on, oneDNN may split k over the threads.
-  if (args.transpose_a || args.k >= kMaxK) return false;
+  if (args.transpose_a || !args.transpose_b || args.k >= kMaxK) return false;
   Entry& entry = cached_entry(args);
   if (!entry) return false;
   // oneDNN's interface knows no const; it only reads these.

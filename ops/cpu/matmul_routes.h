@@ -21,8 +21,8 @@ inline constexpr int64_t kMaxThinRows = 4;
 /// done, for another dtype, a bias, or one product too small to share.
 bool matmul_sgemm(const Matmul& args);
 
-/// oneDNN's matmul primitive, f32. False, with nothing done, where this processor, the strides or the
-/// arguments have none, or where oneDNN might split k over the threads.
+/// oneDNN's matmul primitive, f32, b transposed and a not. False, with nothing done, where this processor,
+/// the strides or the arguments have none, or where oneDNN might split k over the threads.
 bool matmul_onednn(const Matmul& args);
 
 }  // namespace elwise::cpu

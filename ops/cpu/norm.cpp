@@ -70,7 +70,7 @@ void normalise_row(const LayerNormForward& args, int64_t row, bool stream) {
     auto v = hn::Mul(hn::Sub(load_h(i, n), mean_lanes), rstd_lanes);
     if (weight != nullptr) v = hn::Mul(v, load_lanes(d, weight + i, n));
     if (bias != nullptr) v = hn::Add(v, load_lanes(d, bias + i, n));
-    stream ? hn::Stream(v, d, y + i) : store_lanes(d, v, y + i, n);
+    store_lanes(d, v, y + i, n, stream);
   });
 }
 
@@ -113,7 +113,7 @@ void backward_row(const LayerNormBackward& args, int64_t row, T* dweight, T* dbi
     const V centred = hn::NegMulAdd(load_z(i, n), mean_gz, hn::Sub(g, mean_g));
     const V v =
         dsum == nullptr ? hn::Mul(centred, rstd) : hn::MulAdd(centred, rstd, load_lanes(d, dsum + i, n));
-    stream ? hn::Stream(v, d, dx + i) : store_lanes(d, v, dx + i, n);
+    store_lanes(d, v, dx + i, n, stream);
   });
 }
 

@@ -60,14 +60,11 @@ bool may_stream(const void* tensor, int64_t rows, int64_t cols) {
          reinterpret_cast<uintptr_t>(tensor) % kLine == 0 && cols * kSize % kLine == 0;
 }
 
-/// Stores a whole vector, past the caches if `stream`: then a hwy::FlushStream() must follow on this thread.
+/// Stores the first n lanes; where `stream`, which may_stream allows, past the caches: then a
+/// hwy::FlushStream() must follow on this thread.
 template <class D>
-HWY_INLINE void store_vector(D d, hn::VFromD<D> v, hn::TFromD<D>* to, bool stream) {
-  if (stream) {
-    hn::Stream(v, d, to);
-  } else {
-    hn::StoreU(v, d, to);
-  }
+HWY_INLINE void store_lanes(D d, hn::VFromD<D> v, hn::TFromD<D>* to, int64_t n, bool stream) {
+  stream ? hn::Stream(v, d, to) : store_lanes(d, v, to, n);
 }
 
 /// Calls body(i, n) for each vector of [begin, end): lanes i .. i + n - 1, n = Lanes(d) but in the last.

@@ -174,7 +174,11 @@ TEST_CASE("the cache makes room before the CPU's limit refuses, and nothing leak
   empty_memory_cache(kCpu);
   const int64_t before = in_use(kCpu), held_before = held();
   const LimitGuard limit(kCpu, before + 160 * kMiB);
-  { const Storage cached(120 * kMiB, kCpu); }
+  { const Storage cached(80 * kMiB, kCpu); }
+  {
+    const Storage larger(100 * kMiB, kCpu);  // beside what is cached it would pass the limit
+    CHECK(held() <= held_before + 160 * kMiB);
+  }
   {
     const Storage larger(140 * kMiB, kCpu);  // only without the cache is there room
     CHECK(held() <= held_before + 160 * kMiB);
