@@ -51,6 +51,9 @@ class KernelTimer {
   KernelTimer(const KernelTimer&) = delete;
   KernelTimer& operator=(const KernelTimer&) = delete;
 
+  /// True where a profiler watches: a kernel that runs on its own is then waited for.
+  bool running() const { return profiler_ != nullptr; }
+
  private:
   Profiler* profiler_;
   std::string_view kernel_;

@@ -4,10 +4,20 @@
 
 namespace elwise {
 
-/// Throws Error unless `tensor` is f32 or f64: the dtypes that ops compute in.
+/// Throws Error unless `tensor` has a dtype that ops compute in: f32, f64 and, but on the CPU, bf16.
 inline void check_floating(const char* op, const char* name, const Tensor& tensor) {
-  ELWISE_CHECK(tensor.dtype() == DType::f32 || tensor.dtype() == DType::f64, op, ": expected ", name,
-               " of dtype f32 or f64, got ", tensor.dtype());
+  if (tensor.device() == kCpu) {
+    ELWISE_CHECK(tensor.dtype() == DType::f32 || tensor.dtype() == DType::f64, op, ": expected ", name,
+                 " of dtype f32 or f64, got ", tensor.dtype());
+  } else {
+    ELWISE_CHECK(is_floating(tensor.dtype()), op, ": expected ", name, " of dtype f32, f64 or bf16, got ",
+                 tensor.dtype());
+  }
+}
+
+/// The dtype of statistics and running sums beside tensors of `dtype`.
+constexpr DType accumulation_dtype(DType dtype) {
+  return dtype == DType::bf16 ? DType::f32 : dtype;
 }
 
 /// Throws Error unless `tensor` has the dtype and device of `reference`.

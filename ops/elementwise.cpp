@@ -232,8 +232,13 @@ Tensor cast(const Tensor& x, DType dtype) {
 
 Tensor to(const Tensor& x, Device device) {
   if (x.device() == device) return x;
-  ELWISE_CHECK(x.device() == kCpu && device == kMeta, "to: cannot copy from ", x.device(), " to ", device);
-  return empty(x.shape(), {.dtype = x.dtype(), .device = device});
+  ELWISE_CHECK(x.device() != kMeta, "to: cannot copy from meta to ", device);
+  const Tensor y = empty(x.shape(), {.dtype = x.dtype(), .device = device});
+  if (device == kMeta) return y;
+  copy_memory(y.data(), device, x.data(), x.device(), x.count() * size_of(x.dtype()));
+  return record("to", {x}, y, [from = x.device()](const BackwardContext& context) {
+    return std::vector{to(context.gradient(), from)};
+  });
 }
 
 Tensor full(const Shape& shape, double value, TensorOptions options) {

@@ -94,18 +94,40 @@ void sgd_step(const SgdOptions& options, int64_t step, const Tensor& param, cons
   if (moving) velocity.storage()->bump_version();
 }
 
-double clip_gradient_norm(const std::vector<Tensor>& gradients, double max_norm) {
-  ELWISE_CHECK(max_norm > 0, "clip_gradient_norm: expected max_norm > 0, got ", max_norm);
-  double sum = 0;
+namespace {
+
+/// The sum of squares of each defined gradient, read from the device once for all; empty on meta.
+std::vector<double> sums_of_squares(const std::vector<Tensor>& gradients) {
+  std::vector<Tensor> defined;
   for (const Tensor& gradient : gradients) {
     if (!gradient.defined()) continue;
     check_floating("clip_gradient_norm", "gradient", gradient);
-    double squares = 0;
-    ELWISE_DISPATCH(
-        gradient.device(), sum_of_squares,
-        {.dtype = gradient.dtype(), .x = gradient.data(), .result = &squares, .count = gradient.count()});
-    sum += squares;
+    if (!defined.empty()) {
+      ELWISE_CHECK(gradient.device() == defined.front().device(),
+                   "clip_gradient_norm: expected gradients on ", defined.front().device(), ", got one on ",
+                   gradient.device());
+    }
+    defined.push_back(gradient);
   }
+  if (defined.empty()) return {};
+  const Device device = defined.front().device();
+  const Tensor sums = empty({static_cast<int64_t>(defined.size())}, {.dtype = DType::f64, .device = device});
+  for (size_t i = 0; i < defined.size(); ++i) {
+    ELWISE_DISPATCH(device, sum_of_squares,
+                    {.dtype = defined[i].dtype(),
+                     .x = defined[i].data(),
+                     .result = static_cast<double*>(sums.alias({1}, static_cast<int64_t>(i)).data()),
+                     .count = defined[i].count()});
+  }
+  return device == kMeta ? std::vector<double>() : sums.to_vector<double>();
+}
+
+}  // namespace
+
+double clip_gradient_norm(const std::vector<Tensor>& gradients, double max_norm) {
+  ELWISE_CHECK(max_norm > 0, "clip_gradient_norm: expected max_norm > 0, got ", max_norm);
+  double sum = 0;
+  for (const double squares : sums_of_squares(gradients)) sum += squares;
   const double norm = std::sqrt(sum);
   if (norm > max_norm) {
     for (const Tensor& gradient : gradients) {

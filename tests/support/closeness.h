@@ -22,6 +22,8 @@ struct Tolerance {
 };
 inline constexpr Tolerance kF64Tolerance{1e-12, 1e-12};
 inline constexpr Tolerance kF32Tolerance{2e-6, 2e-5};
+/// For bf16 storage with f32 arithmetic: a few roundings to 8 bits of the result and of what is kept.
+inline constexpr Tolerance kBf16Tolerance{1e-3, 2e-2};
 
 /// Empty where every element is as close to the reference as the tolerance asks, else a line that starts with
 /// `what` and names the worst one. `terms` is the magnitude of the terms that the result is a sum of, for
