@@ -41,8 +41,13 @@ struct OpTest {
 /// Checks, in f64 and f32: the values against `naive`; the gradients, in f64 by central differences (the full
 /// Jacobian, where it has at most kJacobianEntries entries) and in f32 against those in f64; the same bits
 /// with 1, 2 and 3 threads; the shape on meta. Everything runs on NaN-filled fresh memory (ELWISE_POISON=1).
+/// Where test_device() is a GPU: values and gradients there against the CPU's, in f64, f32 and bf16, and the
+/// same bits in a second run.
 void check_op(const OpTest& test);
 inline constexpr int64_t kJacobianEntries = 40'000;
+
+/// Where tests compute: the CPU or, with ELWISE_TEST_DEVICE=cuda in the environment, cuda:0.
+Device test_device();
 
 /// Sizes around the widths of vectors and blocks, and an odd large one.
 inline constexpr int64_t kOddSizes[] = {1, 31, 32, 33, 63, 1027};

@@ -1,0 +1,55 @@
+# elwise_emulated: the library with its CUDA backend compiled as C++ for emulated GPUs (tests/support/cuda). A .cu file
+# is compiled through a file that includes it, so that a build with nvcc can have both.
+
+file(GLOB emulated_sources RELATIVE ${PROJECT_SOURCE_DIR} CONFIGURE_DEPENDS cuda/*.cu)
+set(emulated_units)
+foreach(source IN LISTS emulated_sources)
+  cmake_path(GET source STEM name)
+  set(unit ${PROJECT_BINARY_DIR}/emulated/${name}.cpp)
+  file(CONFIGURE OUTPUT ${unit} CONTENT "#include \"${source}\"\n" @ONLY)
+  list(APPEND emulated_units ${unit})
+endforeach()
+file(GLOB emulation CONFIGURE_DEPENDS cuda/*.cpp tests/support/cuda/*.cpp)
+
+add_library(elwise_emulated STATIC EXCLUDE_FROM_ALL ${sources} $<TARGET_OBJECTS:elwise_cpu_kernels> ${emulated_units}
+            ${emulation})
+elwise_set_flags(elwise_emulated)
+target_compile_definitions(elwise_emulated PUBLIC ELWISE_BUILT_WITH_CUDA)
+target_include_directories(elwise_emulated BEFORE PUBLIC ${PROJECT_SOURCE_DIR}/tests/support/cuda/include)
+target_include_directories(elwise_emulated PUBLIC ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR}/include)
+target_link_libraries(elwise_emulated PRIVATE DNNL::dnnl hwy::hwy ${elwise_threads} nlohmann_json::nlohmann_json)
+target_compile_options(elwise_emulated PUBLIC -Wno-unknown-pragmas)  # nvcc's "#pragma unroll"
+set_source_files_properties(${emulated_units} PROPERTIES COMPILE_OPTIONS "-O2;-Wno-conversion")
+if(ELWISE_PARALLEL_STD_THREAD)
+  target_compile_definitions(elwise_emulated PRIVATE ELWISE_PARALLEL_STD_THREAD)
+endif()
+
+# The tests of these folders run once more, on an emulated GPU: `ctest -L emulation`.
+add_library(elwise_emulated_test_support STATIC EXCLUDE_FROM_ALL ${support_sources})
+elwise_set_flags(elwise_emulated_test_support)
+target_link_libraries(elwise_emulated_test_support PUBLIC elwise_emulated hwy::hwy doctest::doctest)
+target_compile_definitions(elwise_emulated_test_support PUBLIC ELWISE_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+
+set(emulation_modes eager-forward lazy-reverse lazy-shuffled)
+set(ELWISE_EMULATED_TESTS cuda CACHE STRING "Folders of tests that run on the emulation")
+foreach(folder IN LISTS ELWISE_EMULATED_TESTS)
+  file(GLOB test_sources CONFIGURE_DEPENDS tests/${folder}/*.cpp)
+  set(test_program elwise_${folder}_emulation_tests)
+  add_executable(${test_program} ${test_sources})
+  elwise_set_flags(${test_program})
+  target_link_libraries(${test_program} PRIVATE elwise_emulated_test_support)
+  set_target_properties(${test_program} PROPERTIES RUNTIME_OUTPUT_DIRECTORY tests)
+  foreach(source IN LISTS test_sources)
+    cmake_path(GET source FILENAME file)
+    string(REGEX REPLACE "(_test)?\\.cpp$" "" name ${file})
+    foreach(mode IN LISTS emulation_modes)
+      string(REPLACE "-" ";" parts ${mode})
+      list(GET parts 0 streams)
+      list(GET parts 1 order)
+      set(test emulation.${folder}.${name}.${mode})
+      add_test(NAME ${test} COMMAND ${test_program} --source-file=*/${folder}/${file})
+      set_tests_properties(${test} PROPERTIES LABELS emulation TIMEOUT 900 FAIL_REGULAR_EXPRESSION "test cases: +0 "
+        ENVIRONMENT "${test_environment};ELWISE_TEST_DEVICE=cuda;ELWISE_EMULATION_STREAMS=${streams};ELWISE_EMULATION_ORDER=${order}")
+    endforeach()
+  endforeach()
+endforeach()

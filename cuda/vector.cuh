@@ -1,0 +1,68 @@
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+#include "core/dtype.h"
+#include "core/error.h"
+
+namespace elwise::cuda {
+
+/// What a kernel computes in where it stores T: f32 for bf16.
+template <class T>
+struct ComputeOf {
+  using type = T;
+};
+template <>
+struct ComputeOf<__nv_bfloat16> {
+  using type = float;
+};
+template <class T>
+using Compute = typename ComputeOf<T>::type;
+
+/// Calls `function.template operator()<T>()` with float, double or __nv_bfloat16.
+template <class Function>
+decltype(auto) dispatch_floating(DType dtype, std::string_view kernel, Function&& function) {
+  switch (dtype) {
+    case DType::f32:
+      return function.template operator()<float>();
+    case DType::f64:
+      return function.template operator()<double>();
+    case DType::bf16:
+      return function.template operator()<__nv_bfloat16>();
+    default:
+      fail(kernel, ": expected dtype f32, f64 or bf16, got ", dtype);
+  }
+}
+
+/// The widest access of a thread.
+inline constexpr int kVectorBytes = 16;
+
+/// Elements of T in a 16-byte access.
+template <class T>
+inline constexpr int kVectorWidth = kVectorBytes / static_cast<int>(sizeof(T));
+
+/// N neighbours, read and written by one instruction. `from` is aligned to the whole.
+template <class T, int N>
+struct alignas(sizeof(T) * N) Vector {
+  T at[N];
+};
+
+template <int N, class T>
+__device__ __forceinline__ Vector<T, N> load(const T* from) {
+  return *reinterpret_cast<const Vector<T, N>*>(from);
+}
+
+template <int N, class T>
+__device__ __forceinline__ void store(T* to, const Vector<T, N>& value) {
+  *reinterpret_cast<Vector<T, N>*>(to) = value;
+}
+
+/// True where all pointers allow 16-byte accesses.
+template <class... Pointers>
+bool is_aligned(const Pointers*... pointers) {
+  return ((reinterpret_cast<uintptr_t>(pointers) % kVectorBytes == 0) && ...);
+}
+
+}  // namespace elwise::cuda
