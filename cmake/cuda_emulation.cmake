@@ -10,6 +10,8 @@ foreach(source IN LISTS emulated_sources)
   list(APPEND emulated_units ${unit})
 endforeach()
 file(GLOB emulation CONFIGURE_DEPENDS cuda/*.cpp tests/support/cuda/*.cpp)
+set(leak_listener ${PROJECT_SOURCE_DIR}/tests/support/cuda/leak_listener.cpp)  # a part of each test program
+list(REMOVE_ITEM emulation ${leak_listener})
 
 add_library(elwise_emulated STATIC EXCLUDE_FROM_ALL ${sources} $<TARGET_OBJECTS:elwise_cpu_kernels> ${emulated_units}
             ${emulation})
@@ -35,7 +37,7 @@ set(ELWISE_EMULATED_TESTS cuda CACHE STRING "Folders of tests that run on the em
 foreach(folder IN LISTS ELWISE_EMULATED_TESTS)
   file(GLOB test_sources CONFIGURE_DEPENDS tests/${folder}/*.cpp)
   set(test_program elwise_${folder}_emulation_tests)
-  add_executable(${test_program} ${test_sources})
+  add_executable(${test_program} ${test_sources} ${leak_listener})
   elwise_set_flags(${test_program})
   target_link_libraries(${test_program} PRIVATE elwise_emulated_test_support)
   set_target_properties(${test_program} PROPERTIES RUNTIME_OUTPUT_DIRECTORY tests)
