@@ -209,7 +209,10 @@ TEST_CASE(
     models::Bert model(config);
     model.eval();
     const Tensor tokens = batch_of(2, 20, kCpu).input.tokens;
-    const auto outputs = [&] { return values_of(model.forward({.tokens = to(tokens, test_device())})); };
+    const auto outputs = [&] {
+      const models::BertInput input{.tokens = to(tokens, test_device()), .token_types = {}, .key_mask = {}};
+      return values_of(model.forward(input));
+    };
     const Values before = outputs();
     tokens.data<int64_t>()[12] = 5;  // row 0, position 12
     const Values after = outputs();
