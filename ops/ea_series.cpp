@@ -44,8 +44,9 @@ Tensor ea_series(const Tensor& q, const Tensor& k, const Tensor& v, int order,
                    .carry = carry.data(),
                    .key_mask = key_mask_data(options),
                    .partials = data_or_null(partials)});
-  const auto backward = [order, sums, partials_shape, causal = options.causal, saved_mask = SavedTensor(options.key_mask),
-                         saved_q = SavedTensor(q), saved_k = SavedTensor(k), saved_v = SavedTensor(v),
+  const auto backward = [order, sums, partials_shape, causal = options.causal,
+                         saved_mask = SavedTensor(options.key_mask), saved_q = SavedTensor(q),
+                         saved_k = SavedTensor(k), saved_v = SavedTensor(v),
                          saved_carry = SavedTensor(carry)](const BackwardContext& context) {
     const Tensor& query = saved_q.get();
     const Tensor dq = empty(query.shape(), query.options()), dk = empty(query.shape(), query.options()),

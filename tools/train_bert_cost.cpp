@@ -139,7 +139,7 @@ void apply_sweep(const CLI::App& app, Options& options) {
     throw UsageError("sweep: bs-l looks for the lengths; expected no --seq-len");
   }
   if (chosen("--confirm") && !(bs_l && runs)) {
-    throw UsageError("confirm: expected --sweep bs-l and --device cpu or cuda beside it");
+    throw UsageError("confirm: expected --sweep bs-l --device cpu (or cuda) beside it");
   }
   if (bs_l && runs && !chosen("--memory-budget")) {
     throw UsageError("sweep: bs-l on a device runs steps that need all of --memory-budget; expected one");
