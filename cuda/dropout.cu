@@ -36,9 +36,7 @@ struct Words {
 template <class T>
 __global__ void dropout_kernel(const T* x, T* y, int64_t count, uint32_t threshold, Compute<T> scale,
                                RandomStream stream, bool aligned) {
-  const int64_t stride = int64_t{gridDim.x} * blockDim.x * kElements<T>;
-  for (int64_t first = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kElements<T>; first < count;
-       first += stride) {
+  for (int64_t first = grid_thread() * kElements<T>; first < count; first += grid_threads() * kElements<T>) {
     T values[kElements<T>];
     load_elements(x, first, count, aligned, values);
     const Words<T> words(stream, first);
@@ -53,9 +51,7 @@ __global__ void dropout_kernel(const T* x, T* y, int64_t count, uint32_t thresho
 template <class T>
 __global__ void fill_uniform_kernel(T* y, int64_t count, Compute<T> low, Compute<T> step, RandomStream stream,
                                     bool aligned) {
-  const int64_t stride = int64_t{gridDim.x} * blockDim.x * kElements<T>;
-  for (int64_t first = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kElements<T>; first < count;
-       first += stride) {
+  for (int64_t first = grid_thread() * kElements<T>; first < count; first += grid_threads() * kElements<T>) {
     const Words<T> words(stream, first);
     T values[kElements<T>];
 #pragma unroll
@@ -70,9 +66,7 @@ __global__ void fill_uniform_kernel(T* y, int64_t count, Compute<T> low, Compute
 template <class T>
 __global__ void fill_normal_kernel(T* y, int64_t count, double mean, double deviation, RandomStream stream,
                                    bool aligned) {
-  const int64_t stride = int64_t{gridDim.x} * blockDim.x * kElements<T>;
-  for (int64_t first = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kElements<T>; first < count;
-       first += stride) {
+  for (int64_t first = grid_thread() * kElements<T>; first < count; first += grid_threads() * kElements<T>) {
     const Words<T> words(stream, first);
     T values[kElements<T>];
 #pragma unroll

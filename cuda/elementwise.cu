@@ -25,22 +25,9 @@ __device__ __forceinline__ T apply(T a, T b) {
   if constexpr (op == BinaryOp::step) return a > b ? T(1) : a == b ? T(0.5) : T(0);
 }
 
-/// An item of an operand: its first `count` elements, or one element repeated.
-template <class T, int N>
-__device__ __forceinline__ void load_item(const T* from, bool repeated, int64_t count, T (&values)[N]) {
-  if (repeated) {
-    const T value = *from;
-#pragma unroll
-    for (int i = 0; i < N; ++i) values[i] = value;
-  } else {
-    load_elements(from, 0, count, true, values);
-  }
-}
-
 template <class T, BinaryOp op, int N>
 __global__ void binary_kernel(const T* a, const T* b, T* y, int64_t count, DeviceLoopNest<2> nest) {
-  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t item = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; item * N < count; item += stride) {
+  for (int64_t item = grid_thread(); item * N < count; item += grid_threads()) {
     int64_t offsets[2];
     nest.find(item, offsets);
     T left[N], right[N];
@@ -57,8 +44,7 @@ __global__ void binary_kernel(const T* a, const T* b, T* y, int64_t count, Devic
 template <class T, int N>
 __global__ void where_kernel(const bool* condition, const T* a, const T* b, T* y, int64_t count,
                              DeviceLoopNest<3> nest) {
-  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t item = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; item * N < count; item += stride) {
+  for (int64_t item = grid_thread(); item * N < count; item += grid_threads()) {
     int64_t offsets[3];
     nest.find(item, offsets);
     bool chosen[N];
@@ -96,8 +82,7 @@ constexpr int kCastElements = kVectorBytes / (sizeof(To) > sizeof(From) ? sizeof
 template <class To, class From>
 __global__ void cast_kernel(const From* x, To* y, int64_t count, bool aligned) {
   constexpr int N = kCastElements<To, From>;
-  const int64_t stride = int64_t{gridDim.x} * blockDim.x * N;
-  for (int64_t first = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * N; first < count; first += stride) {
+  for (int64_t first = grid_thread() * N; first < count; first += grid_threads() * N) {
     From from[N];
     To to[N];
     load_elements(x, first, count, aligned, from);
@@ -113,8 +98,7 @@ __global__ void fill_kernel(T* y, int64_t count, T value, bool aligned) {
   T values[N];
 #pragma unroll
   for (int i = 0; i < N; ++i) values[i] = value;
-  const int64_t stride = int64_t{gridDim.x} * blockDim.x * N;
-  for (int64_t first = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * N; first < count; first += stride) {
+  for (int64_t first = grid_thread() * N; first < count; first += grid_threads() * N) {
     store_elements(y, first, count, aligned, values);
   }
 }
@@ -126,6 +110,7 @@ void run_binary(const BinaryForward& args) {
   const auto* b = static_cast<const T*>(args.b);
   auto* y = static_cast<T*>(args.y);
   const int64_t count = args.extents.count();
+  if (count == 0) return;
   const Strides* const strides[] = {&args.a_strides, &args.b_strides};
   if (is_aligned(y) && allows_width(N, args.extents, a, args.a_strides) &&
       allows_width(N, args.extents, b, args.b_strides)) {
@@ -144,6 +129,7 @@ void run_where(const Where& args) {
   const auto* b = static_cast<const T*>(args.b);
   auto* y = static_cast<T*>(args.y);
   const int64_t count = args.extents.count();
+  if (count == 0) return;
   const Strides* const strides[] = {&args.condition_strides, &args.a_strides, &args.b_strides};
   if (is_aligned(y) && allows_width(N, args.extents, args.condition, args.condition_strides) &&
       allows_width(N, args.extents, a, args.a_strides) && allows_width(N, args.extents, b, args.b_strides)) {

@@ -3,6 +3,7 @@
 #include <bit>
 
 #include "cuda/launch.cuh"
+#include "cuda/vector.cuh"
 #include "ops/elementwise_kernels.h"
 
 // Loop nests (Extents and Strides of ops/elementwise_kernels.h) as kernels walk them: each thread finds the
@@ -39,7 +40,7 @@ class Divisor {
   int shift_ = 0;
 };
 
-/// A loop nest over items of `width` elements that are neighbours in the innermost dimension.
+/// A loop nest, not empty, over items of `width` elements that are neighbours in the innermost dimension.
 template <int kOperands>
 class DeviceLoopNest {
  public:
@@ -77,6 +78,19 @@ class DeviceLoopNest {
   Divisor sizes_[kMaxRank];
   int64_t strides_[kMaxRank][kOperands] = {};
 };
+
+/// An item of an operand that starts at `from`: the elements that lie before `count`, or the first one
+/// repeated.
+template <class T, int N>
+__device__ __forceinline__ void load_item(const T* from, bool repeated, int64_t count, T (&values)[N]) {
+  if (repeated) {
+    const T value = *from;
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[i] = value;
+  } else {
+    load_elements(from, 0, count, true, values);
+  }
+}
 
 /// Whether a DeviceLoopNest may take `width` elements of the operand at a time: it repeats one of them, or
 /// they are neighbours and every such group is aligned to its size.
