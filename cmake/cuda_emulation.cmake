@@ -55,3 +55,16 @@ foreach(folder IN LISTS ELWISE_EMULATED_TESTS)
     endforeach()
   endforeach()
 endforeach()
+
+# train_bert_cost for an emulated GPU, which its tests run. The tools' own code is the same for every device.
+if(ELWISE_BUILD_TOOLS)
+  add_executable(train_bert_cost_emulated tools/train_bert_cost.cpp)
+  elwise_set_flags(train_bert_cost_emulated)
+  target_link_libraries(train_bert_cost_emulated PRIVATE $<TARGET_FILE:elwise_tools> elwise_emulated DNNL::dnnl fmt::fmt
+                                                         CLI11::CLI11 nlohmann_json::nlohmann_json)
+  set_target_properties(train_bert_cost_emulated PROPERTIES RUNTIME_OUTPUT_DIRECTORY tests)
+  add_dependencies(train_bert_cost_emulated elwise_tools)
+  add_dependencies(elwise_cuda_emulation_tests train_bert_cost_emulated)
+  target_compile_definitions(elwise_cuda_emulation_tests PRIVATE
+    ELWISE_EMULATED_TRAIN_BERT_COST="${PROJECT_BINARY_DIR}/tests/train_bert_cost_emulated")
+endif()

@@ -24,14 +24,6 @@ void visit_element(const Tensor& tensor, int64_t i, Function&& function) {
   }
 }
 
-/// The tensor itself, or a copy of one on a GPU.
-Tensor on_host(const Tensor& tensor) {
-  if (tensor.device().type != DeviceType::cuda) return tensor;
-  const Tensor copy = empty(tensor.shape(), {.dtype = tensor.dtype()});
-  copy_memory(copy.data(), kCpu, tensor.data(), tensor.device(), tensor.count() * size_of(tensor.dtype()));
-  return copy;
-}
-
 // Of one tensor: sums and roundings of sizes stay in int64_t.
 constexpr int64_t kMostBytes = int64_t{1} << 56;
 constexpr int64_t kPrintedEdge = 3;  // items shown at each end of a long dimension
@@ -104,6 +96,14 @@ Tensor empty(const Shape& shape, TensorOptions options) {
   ELWISE_CHECK(!__builtin_mul_overflow(shape.count(), size_of(options.dtype), &bytes) && bytes <= kMostBytes,
                "empty: ", shape, " of ", options.dtype, " has too many bytes");
   return Tensor(shape, options.dtype, 0, std::make_shared<Storage>(bytes, options.device));
+}
+
+Tensor on_host(const Tensor& tensor) {
+  if (tensor.device() == kCpu) return tensor.detach();
+  ELWISE_CHECK(tensor.device() != kMeta, "on_host: a tensor on meta has no elements");
+  const Tensor copy = empty(tensor.shape(), {.dtype = tensor.dtype()});
+  copy_memory(copy.data(), kCpu, tensor.data(), tensor.device(), tensor.count() * size_of(tensor.dtype()));
+  return copy;
 }
 
 std::ostream& operator<<(std::ostream& out, const Tensor& tensor) {

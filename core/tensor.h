@@ -126,6 +126,9 @@ class Tensor {
 /// there are.
 Tensor empty(const Shape& shape, TensorOptions options = {});
 
+/// The same elements on the CPU: the tensor itself or a copy, without autograd. Throws Error for one on meta.
+Tensor on_host(const Tensor& tensor);
+
 /// A CPU tensor that copies `values`. Throws Error unless their number is shape.count().
 template <class T>
 Tensor from_vector(const std::vector<T>& values, const Shape& shape) {

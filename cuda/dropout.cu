@@ -32,49 +32,11 @@ struct Words {
   }
 };
 
-/// Writes values[i] to y[first + i] for the elements that exist.
-template <class T>
-__device__ __forceinline__ void store_elements(T* y, int64_t first, int64_t count, bool aligned,
-                                               const T (&values)[kElements<T>]) {
-  if (aligned && first + kElements<T> <= count) {
-#pragma unroll
-    for (int i = 0; i < kElements<T>; i += kVectorWidth<T>) {
-      Vector<T, kVectorWidth<T>> part;
-#pragma unroll
-      for (int j = 0; j < kVectorWidth<T>; ++j) part.at[j] = values[i + j];
-      store(y + first + i, part);
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < kElements<T>; ++i) {
-      if (first + i < count) y[first + i] = values[i];
-    }
-  }
-}
-
-template <class T>
-__device__ __forceinline__ void load_elements(const T* x, int64_t first, int64_t count, bool aligned,
-                                              T (&values)[kElements<T>]) {
-  if (aligned && first + kElements<T> <= count) {
-#pragma unroll
-    for (int i = 0; i < kElements<T>; i += kVectorWidth<T>) {
-      const auto part = load<kVectorWidth<T>>(x + first + i);
-#pragma unroll
-      for (int j = 0; j < kVectorWidth<T>; ++j) values[i + j] = part.at[j];
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < kElements<T>; ++i) values[i] = first + i < count ? x[first + i] : T(0.0F);
-  }
-}
-
 /// An element is kept where its word, shifted to 24 bits, is at least `threshold` (ceil(2^24 p)).
 template <class T>
 __global__ void dropout_kernel(const T* x, T* y, int64_t count, uint32_t threshold, Compute<T> scale,
                                RandomStream stream, bool aligned) {
-  const int64_t stride = int64_t{gridDim.x} * blockDim.x * kElements<T>;
-  for (int64_t first = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kElements<T>; first < count;
-       first += stride) {
+  for (int64_t first = grid_thread() * kElements<T>; first < count; first += grid_threads() * kElements<T>) {
     T values[kElements<T>];
     load_elements(x, first, count, aligned, values);
     const Words<T> words(stream, first);
@@ -89,9 +51,7 @@ __global__ void dropout_kernel(const T* x, T* y, int64_t count, uint32_t thresho
 template <class T>
 __global__ void fill_uniform_kernel(T* y, int64_t count, Compute<T> low, Compute<T> step, RandomStream stream,
                                     bool aligned) {
-  const int64_t stride = int64_t{gridDim.x} * blockDim.x * kElements<T>;
-  for (int64_t first = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kElements<T>; first < count;
-       first += stride) {
+  for (int64_t first = grid_thread() * kElements<T>; first < count; first += grid_threads() * kElements<T>) {
     const Words<T> words(stream, first);
     T values[kElements<T>];
 #pragma unroll
@@ -106,9 +66,7 @@ __global__ void fill_uniform_kernel(T* y, int64_t count, Compute<T> low, Compute
 template <class T>
 __global__ void fill_normal_kernel(T* y, int64_t count, double mean, double deviation, RandomStream stream,
                                    bool aligned) {
-  const int64_t stride = int64_t{gridDim.x} * blockDim.x * kElements<T>;
-  for (int64_t first = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kElements<T>; first < count;
-       first += stride) {
+  for (int64_t first = grid_thread() * kElements<T>; first < count; first += grid_threads() * kElements<T>) {
     const Words<T> words(stream, first);
     T values[kElements<T>];
 #pragma unroll

@@ -66,8 +66,15 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) {
 /// Threads of a block where nothing else decides.
 inline constexpr int kThreads = 256;
 
-/// Blocks for a loop over `items` in which every thread takes one after the other (grid_stride): enough to
-/// fill the device, and no more.
+/// A kernel's loop over items: for (int64_t i = grid_thread(); i < items; i += grid_threads()).
+__device__ __forceinline__ int64_t grid_thread() {
+  return int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+}
+__device__ __forceinline__ int64_t grid_threads() {
+  return int64_t{gridDim.x} * blockDim.x;
+}
+
+/// Blocks for such a loop: enough to fill the device, and no more.
 inline unsigned grid_for(int64_t items, int threads = kThreads) {
   constexpr int kBlocksPerMultiprocessor = 8;
   const int64_t most = int64_t{kBlocksPerMultiprocessor} * multiprocessors();

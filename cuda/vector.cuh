@@ -36,6 +36,19 @@ decltype(auto) dispatch_floating(DType dtype, std::string_view kernel, Function&
   }
 }
 
+/// Calls `function.template operator()<T>()` with the element type of any dtype.
+template <class Function>
+decltype(auto) dispatch_any(DType dtype, std::string_view kernel, Function&& function) {
+  switch (dtype) {
+    case DType::i64:
+      return function.template operator()<int64_t>();
+    case DType::boolean:
+      return function.template operator()<bool>();
+    default:
+      return dispatch_floating(dtype, kernel, function);
+  }
+}
+
 /// The widest access of a thread.
 inline constexpr int kVectorBytes = 16;
 
@@ -57,6 +70,47 @@ __device__ __forceinline__ Vector<T, N> load(const T* from) {
 template <int N, class T>
 __device__ __forceinline__ void store(T* to, const Vector<T, N>& value) {
   *reinterpret_cast<Vector<T, N>*>(to) = value;
+}
+
+/// values[i] = x[first + i] for those of N neighbours that lie before `count`, and `missing` for the others;
+/// in the widest accesses where `aligned`: x + first is then aligned to 16 bytes, or to all N elements if
+/// they are fewer.
+template <class T, int N>
+__device__ __forceinline__ void load_elements(const T* x, int64_t first, int64_t count, bool aligned,
+                                              T (&values)[N], T missing = T(0.0F)) {
+  constexpr int kWidth = N < kVectorWidth<T> ? N : kVectorWidth<T>;
+  if (aligned && first + N <= count) {
+#pragma unroll
+    for (int i = 0; i < N; i += kWidth) {
+      const auto part = load<kWidth>(x + first + i);
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) values[i + j] = part.at[j];
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[i] = first + i < count ? x[first + i] : missing;
+  }
+}
+
+/// Writes values[i] to y[first + i] for the elements that lie before `count`; `aligned` as for load_elements.
+template <class T, int N>
+__device__ __forceinline__ void store_elements(T* y, int64_t first, int64_t count, bool aligned,
+                                               const T (&values)[N]) {
+  constexpr int kWidth = N < kVectorWidth<T> ? N : kVectorWidth<T>;
+  if (aligned && first + N <= count) {
+#pragma unroll
+    for (int i = 0; i < N; i += kWidth) {
+      Vector<T, kWidth> part;
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) part.at[j] = values[i + j];
+      store(y + first + i, part);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if (first + i < count) y[first + i] = values[i];
+    }
+  }
 }
 
 /// True where all pointers allow 16-byte accesses.

@@ -2,6 +2,7 @@
 
 #include "autograd/node.h"
 #include "core/dispatch.h"
+#include "ops/argument_checks.h"
 #include "ops/cumsum.h"
 #include "ops/ea_series_kernels.h"
 #include "ops/elementwise.h"
@@ -25,11 +26,10 @@ Tensor ea_series(const Tensor& q, const Tensor& k, const Tensor& v, int order,
   check_attention("ea_series", q, k, v, options);
   const int64_t batch = q.size(0), length = q.size(1), channels = q.size(2);
   const Tensor y = empty(q.shape(), q.options());
-  Tensor carry;
-  if (needs_gradient({q, k, v})) {
-    carry = empty({batch, ea_series_carries(length, options.causal), ea_series_carry_rows(order), channels},
-                  q.options());
-  }
+  const TensorOptions sums{.dtype = accumulation_dtype(q.dtype()), .device = q.device()};
+  const Shape partials_shape{batch, ea_series_chunks(length), ea_series_carry_rows(order), channels};
+  const Tensor carry = empty(partials_shape.with(1, ea_series_carries(length, options.causal)), sums);
+  const Tensor partials = options.causal ? Tensor() : empty(partials_shape, sums);
   ELWISE_DISPATCH(q.device(), ea_series_forward,
                   {.dtype = q.dtype(),
                    .q = q.data(),
@@ -41,14 +41,17 @@ Tensor ea_series(const Tensor& q, const Tensor& k, const Tensor& v, int order,
                    .channels = channels,
                    .order = order,
                    .causal = options.causal,
+                   .carry = carry.data(),
                    .key_mask = key_mask_data(options),
-                   .carry = carry.defined() ? carry.data() : nullptr});
-  const auto backward = [order, causal = options.causal, saved_mask = SavedTensor(options.key_mask),
-                         saved_q = SavedTensor(q), saved_k = SavedTensor(k), saved_v = SavedTensor(v),
+                   .partials = data_or_null(partials)});
+  const auto backward = [order, sums, partials_shape, causal = options.causal,
+                         saved_mask = SavedTensor(options.key_mask), saved_q = SavedTensor(q),
+                         saved_k = SavedTensor(k), saved_v = SavedTensor(v),
                          saved_carry = SavedTensor(carry)](const BackwardContext& context) {
     const Tensor& query = saved_q.get();
     const Tensor dq = empty(query.shape(), query.options()), dk = empty(query.shape(), query.options()),
                  dv = empty(query.shape(), query.options());
+    const Tensor gradient_sums = empty(partials_shape, sums);
     ELWISE_DISPATCH(query.device(), ea_series_backward,
                     {.dtype = query.dtype(),
                      .q = query.data(),
@@ -56,6 +59,7 @@ Tensor ea_series(const Tensor& q, const Tensor& k, const Tensor& v, int order,
                      .v = saved_v.get().data(),
                      .dy = context.gradient().data(),
                      .carry = saved_carry.get().data(),
+                     .partials = gradient_sums.data(),
                      .dq = dq.data(),
                      .dk = dk.data(),
                      .dv = dv.data(),

@@ -10,9 +10,13 @@ inline constexpr int kEaSeriesMaxOrder = 16;
 /// The causal form keeps its moments at every 128th row: backward re-runs one chunk at a time from there.
 inline constexpr int64_t kEaSeriesChunk = 128;
 
+constexpr int64_t ea_series_chunks(int64_t length) {
+  return (length + kEaSeriesChunk - 1) / kEaSeriesChunk;
+}
+
 /// Moment sets that forward keeps for backward: those before each chunk (causal), or the totals.
 constexpr int64_t ea_series_carries(int64_t length, bool causal) {
-  return causal ? (length + kEaSeriesChunk - 1) / kEaSeriesChunk : 1;
+  return causal ? ea_series_chunks(length) : 1;
 }
 
 /// Rows of one moment set: S_0 .. S_t, Z_0 .. Z_t, and kappa (the minimum of |k| over the visible keys).
@@ -22,7 +26,8 @@ constexpr int64_t ea_series_carry_rows(int64_t order) {
 
 /// EA-series of even order t (eq. 5, 6 of arXiv 2501.05730), channel by channel. With c_n = 2^n / n! and
 /// w_j = exp(kappa^2 - k_j^2): S_n = sum_j w_j k_j^n v_j, Z_n = sum_j w_j k_j^n over the visible keys j (j <=
-/// i when causal); y_i = sum_n c_n q_i^n S_n / sum_n c_n q_i^n Z_n. A query that sees no key has y = 0.
+/// i when causal); y_i = sum_n c_n q_i^n S_n / sum_n c_n q_i^n Z_n. A query that sees no key has y = 0. carry
+/// and partials are f32 beside bf16 tensors; the CPU needs no partials.
 struct EaSeriesForward {
   DType dtype;
   const void* q;  // [batch, length, channels]
@@ -34,9 +39,10 @@ struct EaSeriesForward {
   int64_t channels;
   int order;
   bool causal;
+  void* carry;                     // [batch, ea_series_carries, ea_series_carry_rows, channels]
   const bool* key_mask = nullptr;  // [batch, length], true = visible
-  void* carry =
-      nullptr;  // [batch, ea_series_carries, ea_series_carry_rows, channels]; only backward needs it
+  void* partials = nullptr;        // [batch, ea_series_chunks, ea_series_carry_rows, channels]: scratch for
+                                   // the sums of chunks, where not causal
 
   KernelCost cost() const {
     const double n = static_cast<double>(batch * length * channels),
@@ -56,6 +62,7 @@ struct EaSeriesBackward {
   const void* v;
   const void* dy;
   const void* carry;  // [batch, ea_series_carries, ea_series_carry_rows, channels]
+  void* partials;     // [batch, ea_series_chunks, ea_series_carry_rows, channels]: scratch for A, B of chunks
   void* dq;
   void* dk;
   void* dv;

@@ -134,7 +134,6 @@ class Forward {
   }
 
   HWY_ATTR void store_carry(int64_t batch, int64_t index, int64_t vector, const T* state) const {
-    if (carry_ == nullptr) return;
     Moments<T, kOrder> moments;
     moments.load(state, kLanes<T>, kLanes<T>);
     moments.to_carry_scale();

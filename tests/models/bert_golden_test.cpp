@@ -21,8 +21,12 @@ constexpr Tolerance kGoldenTolerance{1e-11, 1e-11};
 
 constexpr int64_t kLabels = 3;
 
+/// On the test device.
 Tensors golden(const std::string& name) {
-  return load_safetensors(std::string(ELWISE_SOURCE_DIR) + "/tests/models/golden/" + name + ".safetensors");
+  Tensors tensors =
+      load_safetensors(std::string(ELWISE_SOURCE_DIR) + "/tests/models/golden/" + name + ".safetensors");
+  for (auto& [key, tensor] : tensors) tensor = to(tensor, test_device());
+  return tensors;
 }
 
 models::BertConfig small_config(const std::string& attention, bool causal, DType dtype) {
@@ -36,7 +40,7 @@ models::BertConfig small_config(const std::string& attention, bool causal, DType
           .attention_dropout = 0,
           .attention = nn::Mechanism::parse(attention),
           .causal = causal,
-          .options = {.dtype = dtype}};
+          .options = {.dtype = dtype, .device = test_device()}};
 }
 
 /// Both heads on one encoder: what the golden loss is made of.

@@ -147,7 +147,7 @@ TEST_CASE("bad input: one line that says what is wrong, exit 2 for usage and 1 f
       {"--hidden 33", 2, "33 is not divisible by 4 heads"},
       {"--dtype f16", 2, "--dtype"},
       {"--device tpu", 2, "expected cpu, meta"},
-      {"--device cuda", 2, "no CUDA"},
+      {"--device cuda:99", 1, "no CUDA device: "},
       {"--memory-budget lots", 2, "'lots' is not a size"},
       {"--nonsense", 2, "--nonsense"},
       {"--text " + (folder / "missing.txt").string(), 1, "missing.txt"},

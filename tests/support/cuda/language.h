@@ -159,6 +159,9 @@ template <class T>
 T __ldg(const T* address) {
   return *address;
 }
+inline uint64_t __umul64hi(uint64_t a, uint64_t b) {
+  return static_cast<uint64_t>((static_cast<unsigned __int128>(a) * b) >> 64);
+}
 inline int __popc(unsigned x) {
   return __builtin_popcount(x);
 }
