@@ -68,3 +68,33 @@ if(ELWISE_BUILD_TOOLS)
   target_compile_definitions(elwise_cuda_emulation_tests PRIVATE
     ELWISE_EMULATED_TRAIN_BERT_COST="${PROJECT_BINARY_DIR}/tests/train_bert_cost_emulated")
 endif()
+
+# kernel_traffic counts the bytes that kernels ask of device memory, for tools/kernel_report.py. Of code that it compiles
+# with -fsanitize=thread g++ has every access announced; tests/support/cuda/traffic answers instead of ThreadSanitizer.
+if(ELWISE_BUILD_TOOLS AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND NOT CMAKE_CXX_FLAGS MATCHES "-fsanitize")
+  # Loops stay loops: a call of memcpy would not be announced.
+  set(announce_accesses -fsanitize=thread -fno-tree-loop-distribute-patterns)
+  add_library(elwise_announcing_kernels OBJECT EXCLUDE_FROM_ALL ${emulated_units})
+  elwise_set_flags(elwise_announcing_kernels)
+  target_compile_options(elwise_announcing_kernels PRIVATE ${announce_accesses})
+  target_link_libraries(elwise_announcing_kernels PRIVATE elwise_emulated)
+
+  set(traffic tests/support/cuda/traffic)
+  add_executable(kernel_traffic EXCLUDE_FROM_ALL ${traffic}/kernel_traffic.cpp ${traffic}/traffic_cases.cpp
+                 ${traffic}/access_counter.cpp ${traffic}/kernel_names.cpp $<TARGET_OBJECTS:elwise_announcing_kernels>)
+  elwise_set_flags(kernel_traffic)
+  target_link_libraries(kernel_traffic PRIVATE $<TARGET_FILE:elwise_tools> elwise_emulated fmt::fmt CLI11::CLI11
+                                               nlohmann_json::nlohmann_json)
+  add_dependencies(kernel_traffic elwise_tools)
+  set_target_properties(kernel_traffic PROPERTIES RUNTIME_OUTPUT_DIRECTORY tests)
+
+  add_executable(elwise_traffic_tests tests/cuda/traffic/traffic_test.cpp ${traffic}/access_counter.cpp
+                                      ${traffic}/kernel_names.cpp)
+  elwise_set_flags(elwise_traffic_tests)
+  set_source_files_properties(tests/cuda/traffic/traffic_test.cpp PROPERTIES COMPILE_OPTIONS "-O2;${announce_accesses}")
+  target_link_libraries(elwise_traffic_tests PRIVATE elwise_emulated_test_support)
+  set_target_properties(elwise_traffic_tests PROPERTIES RUNTIME_OUTPUT_DIRECTORY tests)
+  add_test(NAME emulation.traffic COMMAND elwise_traffic_tests)
+  set_tests_properties(emulation.traffic PROPERTIES LABELS emulation TIMEOUT 900 ENVIRONMENT "${test_environment}"
+                                                    FAIL_REGULAR_EXPRESSION "test cases: +0 ")
+endif()

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "tests/support/cuda/fibers.h"
 
@@ -17,5 +18,9 @@ Streams streams();
 
 /// Device allocations that were not freed, of all devices.
 int64_t live_allocations();
+
+/// Calls `observer` with the kernel's address each time before one runs; an empty function ends that. Waits
+/// for all work first.
+void observe_kernels(std::function<void(const void* kernel)> observer);
 
 }  // namespace emulation

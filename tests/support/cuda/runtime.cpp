@@ -53,6 +53,7 @@ struct Runtime {
   CUstream_st default_streams[kDevices] = {{.device = 0}, {.device = 1}};
   std::map<void*, size_t> pinned;                // sizes
   std::map<const void*, size_t> dynamic_shared;  // limits of kernels
+  std::function<void(const void*)> kernel_observer;
 };
 
 Runtime& runtime() {
@@ -119,7 +120,10 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, std::fu
   const size_t most = limit != runtime().dynamic_shared.end() ? limit->second : kDefaultShared;
   if (config.dynamicSmemBytes > most) return result(cudaErrorInvalidValue);
   if (resolved(config.stream)->device != current_device) return result(cudaErrorInvalidResourceHandle);
-  return enqueue(config.stream, [=, bytes = config.dynamicSmemBytes] { run_grid(grid, block, bytes, body); });
+  return enqueue(config.stream, [=, bytes = config.dynamicSmemBytes] {
+    if (runtime().kernel_observer) runtime().kernel_observer(kernel);
+    run_grid(grid, block, bytes, body);
+  });
 }
 
 cudaError_t allow_dynamic_shared(const void* kernel, int bytes) {
@@ -137,6 +141,12 @@ void set_streams(Streams mode) {
 
 Streams streams() {
   return runtime().mode;
+}
+
+void observe_kernels(std::function<void(const void* kernel)> observer) {
+  const std::lock_guard lock(runtime_mutex);
+  for (int device = 0; device < kDevices; ++device) drain_device(device);
+  runtime().kernel_observer = std::move(observer);
 }
 
 }  // namespace emulation
