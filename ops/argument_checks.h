@@ -28,6 +28,15 @@ inline void check_same_kind(const char* op, const char* reference_name, const Te
                reference_name, ", got ", tensor.dtype(), " on ", tensor.device());
 }
 
+/// Throws Error unless `tensor`, of running sums beside `reference`, has their dtype and its device.
+inline void check_statistics(const char* op, const char* name, const Tensor& tensor,
+                             const Tensor& reference) {
+  const DType expected = accumulation_dtype(reference.dtype());
+  ELWISE_CHECK(tensor.dtype() == expected && tensor.device() == reference.device(), op, ": expected ", name,
+               " of ", expected, " on ", reference.device(), ", got ", tensor.dtype(), " on ",
+               tensor.device());
+}
+
 /// Throws Error unless `tensor` has exactly this shape.
 inline void check_shape(const char* op, const char* name, const Tensor& tensor, const Shape& shape) {
   ELWISE_CHECK(tensor.shape() == shape, op, ": expected ", name, " of shape ", shape, ", got ",
