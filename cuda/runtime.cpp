@@ -16,7 +16,13 @@ namespace {
 
 constexpr int kMostDevices = 64;
 constexpr int64_t kStagingBytes = int64_t{4} << 20;
-constexpr std::string_view kIndexKernels[] = {"index_select", "gather", "cross_entropy"};
+
+/// How an IndexKernel calls its indices and their places.
+struct IndexWords {
+  const char *kernel, *index, *position;
+};
+constexpr IndexWords kIndexWords[] = {
+    {"index_select", "index", "at"}, {"gather", "index", "at"}, {"cross_entropy", "target", "at row"}};
 
 /// What one device needs from its first use to the end of the program.
 struct DeviceState {
@@ -289,7 +295,8 @@ void synchronize(int device) {
   InputFault& fault = *state().fault;
   if (fault.found == 0) return;
   const InputFault found = std::exchange(fault, {});
-  fail(kIndexKernels[found.kernel], ": index ", found.index, " at position ", found.position,
+  const IndexWords& words = kIndexWords[found.kernel];
+  fail(words.kernel, ": ", words.index, " ", found.index, " ", words.position, " ", found.position,
        " is outside [0, ", found.size, ")");
 }
 

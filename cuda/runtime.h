@@ -115,10 +115,12 @@ inline constexpr int64_t kWorkspaceBytes = int64_t{8} << 20;
 /// Frees the calling thread's of the current device; the next kernel that asks gets a new one.
 void release_workspaces();
 
-/// What a kernel found wrong with its input. Host memory that the device writes; read when the host waits.
+/// What a kernel found wrong with its input (cuda/input_fault.cuh). Host memory that the device writes; read
+/// when the host waits.
 struct InputFault {
-  unsigned found = 0;  // set last by the first thread that finds one
-  int kernel = 0;      // an IndexKernel
+  unsigned claimed = 0;  // by the first thread that finds one
+  unsigned found = 0;    // set last
+  int kernel = 0;        // an IndexKernel
   int64_t index = 0;
   int64_t position = 0;
   int64_t size = 0;

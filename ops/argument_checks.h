@@ -15,11 +15,6 @@ inline void check_floating(const char* op, const char* name, const Tensor& tenso
   }
 }
 
-/// The dtype of statistics and running sums beside tensors of `dtype`.
-constexpr DType accumulation_dtype(DType dtype) {
-  return dtype == DType::bf16 ? DType::f32 : dtype;
-}
-
 /// Throws Error unless `tensor` has the dtype and device of `reference`.
 inline void check_same_kind(const char* op, const char* reference_name, const Tensor& reference,
                             const char* name, const Tensor& tensor) {
