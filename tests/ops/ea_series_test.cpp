@@ -105,8 +105,10 @@ TEST_CASE("the composed form: values and gradients") {
     for (const bool causal : kCausal) {
       for (const Visible visible : {Visible::all, Visible::right_padded}) {
         for (const Shape& shape : {Shape{2, 5, 3}, Shape{1, 33, 17}}) {
-          check_op(attention_test(ea_series_attention(order, ea_series_composed), shape, causal, visible,
-                                  kModerate));
+          OpTest test = attention_test(ea_series_attention(order, ea_series_composed), shape, causal, visible,
+                                       kModerate);
+          test.in_bf16 = false;  // powers that are rounded one by one leave few digits
+          check_op(test);
         }
       }
     }

@@ -167,7 +167,7 @@ Tensor key_mask(Visible visible, int64_t batch, int64_t length) {
 OpTest attention_test(const Attention& attention, const Shape& shape, bool causal, Visible visible,
                       double magnitude) {
   const auto input = [&] { return uniform(shape, -magnitude, magnitude); };
-  return {
+  OpTest test{
       .name = detail::concatenate(attention.name, " ", shape, causal ? " causal" : "", " mask ",
                                   static_cast<int>(visible)),
       .op =
@@ -180,6 +180,8 @@ OpTest attention_test(const Attention& attention, const Shape& shape, bool causa
             const AttentionShape sizes{shape[0], shape[1], shape[2], causal, {in[3].begin(), in[3].end()}};
             return attention.naive(sizes, in[0], in[1], in[2]);
           }};
+  test.bf16_terms = magnitude;
+  return test;
 }
 
 AttentionResult run_attention(const Attention& attention, const Tensor& q, const Tensor& k, const Tensor& v,

@@ -36,6 +36,9 @@ struct OpTest {
   /// The reference: the inputs' elements (empty for an undefined one) -> the output's.
   std::function<Values(const std::vector<Values>&)> naive;
   bool gradients = true;  // check them
+  bool in_bf16 = true;    // on a GPU: check it in bf16, too
+  double bf16_terms = 0;  // the magnitude of what the output is a mean of, where more than its own: it has
+                          // that magnitude's digits
 };
 
 /// Checks, in f64 and f32: the values against `naive`; the gradients, in f64 by central differences (the full
