@@ -2,7 +2,6 @@
 
 #include "autograd/node.h"
 #include "core/dispatch.h"
-#include "ops/argument_checks.h"
 #include "ops/ea_kernels.h"
 
 namespace elwise {

@@ -8,10 +8,6 @@ namespace elwise {
 /// Where the nearest visible key is farther than this from a query, the weights are taken relative to it.
 inline constexpr double kEaNear = 3;
 
-constexpr int64_t ea_denominator_bytes(DType dtype) {
-  return size_of(dtype == DType::bf16 ? DType::f32 : dtype);
-}
-
 /// Full element-wise attention (eq. 2 of arXiv 2501.05730), channel by channel:
 /// y_i = sum_j w_ij v_j / sum_j w_ij with w_ij = exp((q_i - r_i)^2 - (q_i - k_j)^2) over the visible keys j
 /// (j <= i when causal). The reference r_i cancels in y_i: it is q_i where a visible key lies within kEaNear
@@ -37,7 +33,7 @@ struct EaForward {
     const double pairs = n * static_cast<double>(length) * (causal ? 0.5 : 1);
     return {.flops = 6 * pairs,
             .bytes_read = 3 * bytes,
-            .bytes_written = bytes + n * static_cast<double>(ea_denominator_bytes(dtype))};
+            .bytes_written = bytes + n * static_cast<double>(size_of(accumulation_dtype(dtype)))};
   }
 };
 
@@ -66,7 +62,7 @@ struct EaBackward {
                  bytes = n * static_cast<double>(size_of(dtype));
     const double pairs = n * static_cast<double>(length) * (causal ? 0.5 : 1);
     return {.flops = 14 * pairs,
-            .bytes_read = 5 * bytes + n * static_cast<double>(ea_denominator_bytes(dtype)),
+            .bytes_read = 5 * bytes + n * static_cast<double>(size_of(accumulation_dtype(dtype))),
             .bytes_written = 3 * bytes};
   }
 };
