@@ -70,12 +70,13 @@ void arrived([[maybe_unused]] Context& self, [[maybe_unused]] Context* from) {
 #endif
 }
 
-void switch_to(Context& from, Context& to) {
+/// `resumer` gets the stack that `from` is resumed from later.
+void switch_to(Context& from, Context& to, Context* resumer) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&from.fake_stack, to.bottom, to.size);
 #endif
   elwise_switch_stack(&from.stack_pointer, to.stack_pointer);
-  arrived(from, nullptr);
+  arrived(from, resumer);
 }
 
 void fiber_main();
@@ -203,17 +204,19 @@ class Grid {
     return {meeting.came[set], meeting.values[set].data()};
   }
 
-  [[noreturn]] void report(const std::string& message) {
-    fault_ = describe(*thread_) + ": " + message;
-    wait();
-    std::abort();  // a thread that reported is never resumed
+  [[noreturn]] void report(const std::string& message) const {
+    throw Fault(describe(*thread_) + ": " + message);
   }
 
   void begin_fiber() { arrived(*thread_->fiber, &scheduler_); }
 
   /// Returns when the fiber is given another thread, maybe of another grid.
   void run_thread() {
-    body_();
+    try {
+      body_();
+    } catch (const Fault& fault) {
+      fault_ = fault.what();  // thrown on by the scheduler, on its own stack
+    }
     thread_->state = State::ended;
     wait();
   }
@@ -223,7 +226,7 @@ class Grid {
     char bytes[16];
   };
 
-  void wait() { switch_to(*thread_->fiber, scheduler_); }
+  void wait() { switch_to(*thread_->fiber, scheduler_, &scheduler_); }
 
   void run_block(uint3 block) {
     current.block = block;
@@ -272,7 +275,7 @@ class Grid {
     thread.state = State::ready;
     thread_ = &thread;
     current.thread = thread.index;
-    switch_to(scheduler_, *thread.fiber);
+    switch_to(scheduler_, *thread.fiber, nullptr);
     if (!fault_.empty()) throw Fault(fault_);
   }
 
@@ -345,7 +348,7 @@ class Grid {
   std::vector<Line> shared_;
   std::vector<size_t> turns_;
   std::mt19937 random_{7};
-  Context scheduler_;
+  inline static Context scheduler_;  // a fiber may go on in a later grid, on another host thread
   Thread* thread_ = nullptr;
   int votes_ = 0;
   std::string fault_;
