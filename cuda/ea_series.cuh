@@ -212,14 +212,19 @@ struct Moments {
     for (int n = 0; n < kSums; ++n) sum[n] *= factor;
   }
 
-  __device__ __forceinline__ void add_key(C k, C v) {
+  /// Lowers kappa to the |k| of a new key and returns its weight.
+  __device__ __forceinline__ C meet(C k) {
     const C magnitude = fabs(k);
     if (magnitude < kappa) {
       const C before = reference;
       set_kappa(magnitude);
       if (reference < before) scale(scale_ratio(reference, before));
     }
-    C power = key_weight(reference, magnitude);
+    return key_weight(reference, magnitude);
+  }
+
+  __device__ __forceinline__ void add_key(C k, C v) {
+    C power = meet(k);
 #pragma unroll
     for (int n = 0; n <= kOrder; ++n) {
       sum[kOrder + 1 + n] += power;

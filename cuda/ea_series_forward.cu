@@ -7,11 +7,11 @@
 namespace elwise::cuda {
 namespace ea_series {
 
-/// sums: [batch, stored_chunks, 2 t + 3, channels] receives each chunk's S, Z (at the scale of its reference)
+/// sums: [batch, chunks, 2 t + 3, channels] receives each chunk's S, Z (at the scale of its reference)
 /// and kappa.
 template <class T, int kOrder>
 __global__ void __launch_bounds__(kBlockThreads, 1)
-    chunk_sums_kernel(const T* k, const T* v, Compute<T>* sums, int64_t stored_chunks, Sequence sequence) {
+    chunk_sums_kernel(const T* k, const T* v, Compute<T>* sums, Sequence sequence) {
   using C = Compute<T>;
   constexpr int kN = kWidth<T, kOrder>, kSums = Moments<C, kOrder>::kSums;
   __shared__ Exchange<C, kN> exchange;
@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       kappa.at[i] = other < kappa.at[i] ? other : kappa.at[i];
     }
   }
-  C* const to = sums + (place.batch * stored_chunks + place.chunk) * kCarryRows<kOrder> * sequence.channels +
-                place.channel;
+  C* const to =
+      sums + (place.batch * gridDim.y + place.chunk) * kCarryRows<kOrder> * sequence.channels + place.channel;
   if (place.part == kParts - 1) place.write_at(to + kSums * sequence.channels, kappa);
 #pragma unroll
   for (int n = 0; n < kSums; ++n) {
@@ -74,52 +74,70 @@ struct ScaledSum {
   }
 };
 
+/// What the kernels that combine chunks work on. sums: [batch, chunks, rows, channels].
+template <class C>
+struct ChunkSums {
+  C* sums;
+  C* totals;  // [batch, rows, channels], where not causal
+  int64_t chunks, rows, channels;
+  EaSeriesStatePointers state;  // may be null
+
+  __device__ __forceinline__ int64_t batch() const { return blockIdx.y; }
+  __device__ __forceinline__ C* first_set() const { return sums + batch() * chunks * rows * channels; }
+  __device__ __forceinline__ int64_t set() const { return rows * channels; }
+  /// Sum `row` of a channel in the state: S_0 .. S_t, Z_0 .. Z_t.
+  __device__ __forceinline__ C& state_sum(int64_t row, int64_t channel) const {
+    const int64_t terms = (rows - 1) / 2, at = (batch() * channels + channel) * terms + row % terms;
+    return static_cast<C*>(row < terms ? state.s : state.z)[at];
+  }
+  __device__ __forceinline__ C& state_kappa(int64_t channel) const {
+    return static_cast<C*>(state.kappa)[batch() * channels + channel];
+  }
+};
+
 /// A thread per sum and channel walks the chunks. kExclusive: in place, each chunk's sums become those of the
-/// chunks before it. Otherwise the total goes to totals [batch, 2 t + 3, channels]. Carry scale both ways.
-/// The kappa row stays as it is: kappas_kernel follows.
+/// keys before it, in the state or in chunks, and the state's those of all. Otherwise the totals get them.
+/// Carries are in carry scale, the state in that of its reference. The kappa rows stay as they are:
+/// combine_kappas_kernel follows.
 template <bool kExclusive, class C>
-__global__ void combine_chunks_kernel(C* sums, C* totals, int64_t chunks, int64_t summed, int64_t rows,
-                                      int64_t channels) {
+__global__ void combine_chunks_kernel(ChunkSums<C> args) {
   const int64_t item = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (item >= (rows - 1) * channels) return;
-  C* const batch = sums + int64_t{blockIdx.y} * chunks * rows * channels;
-  const C* const kappas = batch + (rows - 1) * channels + item % channels;
+  if (item >= (args.rows - 1) * args.channels) return;
+  const int64_t row = item / args.channels, channel = item % args.channels;
+  C* const own_row = args.first_set() + item;
+  const C* const kappas = args.first_set() + (args.rows - 1) * args.channels + channel;
   ScaledSum<C> total;
+  if (args.state.s != nullptr) total = {args.state_sum(row, channel), args.state_kappa(channel)};
 #pragma unroll 4
-  for (int64_t chunk = 0; chunk < summed; ++chunk) {
-    C* const at = batch + chunk * rows * channels + item;
-    const C own = *at, kappa = kappas[chunk * rows * channels];
+  for (int64_t chunk = 0; chunk < args.chunks; ++chunk) {
+    C* const at = own_row + chunk * args.set();
+    const C own = *at, kappa = kappas[chunk * args.set()];
     if constexpr (kExclusive) *at = total.sum * to_carry_scale(total.kappa);
     total.add(own, kappa);
   }
-  const C last = total.sum * to_carry_scale(total.kappa);
-  if constexpr (kExclusive) {
-    batch[summed * rows * channels + item] = last;
-  } else {
-    totals[int64_t{blockIdx.y} * rows * channels + item] = last;
+  if (args.state.s != nullptr) args.state_sum(row, channel) = total.sum;
+  if constexpr (!kExclusive) {
+    args.totals[args.batch() * args.set() + item] = total.sum * to_carry_scale(total.kappa);
   }
 }
 
-/// As above for the kappa row, a running minimum.
+/// As above for the kappa rows, a running minimum.
 template <bool kExclusive, class C>
-__global__ void combine_kappas_kernel(C* sums, C* totals, int64_t chunks, int64_t summed, int64_t rows,
-                                      int64_t channels) {
+__global__ void combine_kappas_kernel(ChunkSums<C> args) {
   const int64_t channel = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (channel >= channels) return;
-  C* const kappas = sums + (int64_t{blockIdx.y} * chunks * rows + rows - 1) * channels + channel;
-  C smallest = C(INFINITY);
+  if (channel >= args.channels) return;
+  const int64_t kappa_row = (args.rows - 1) * args.channels + channel;
+  C* const kappas = args.first_set() + kappa_row;
+  C smallest = args.state.s != nullptr ? args.state_kappa(channel) : C(INFINITY);
 #pragma unroll 4
-  for (int64_t chunk = 0; chunk < summed; ++chunk) {
-    C* const at = kappas + chunk * rows * channels;
+  for (int64_t chunk = 0; chunk < args.chunks; ++chunk) {
+    C* const at = kappas + chunk * args.set();
     const C own = *at;
     if constexpr (kExclusive) *at = smallest;
     smallest = own < smallest ? own : smallest;
   }
-  if constexpr (kExclusive) {
-    kappas[summed * rows * channels] = smallest;
-  } else {
-    totals[(int64_t{blockIdx.y} * rows + rows - 1) * channels + channel] = smallest;
-  }
+  if (args.state.s != nullptr) args.state_kappa(channel) = smallest;
+  if constexpr (!kExclusive) args.totals[args.batch() * args.set() + kappa_row] = smallest;
 }
 
 template <class T, int kOrder>
@@ -182,20 +200,19 @@ void forward(const EaSeriesForward& args) {
              *v = static_cast<const T*>(args.v);
   auto* y = static_cast<T*>(args.y);
   auto *carry = static_cast<C*>(args.carry), *sums = args.causal ? carry : static_cast<C*>(args.partials);
-  const int64_t summed = args.causal ? chunks - 1 : chunks;
-
-  launch<chunk_sums_kernel<T, kOrder>>(chunk_shape<kN>(args.batch, summed, args.channels), k, v, sums, chunks,
-                                       sequence);
+  const LaunchShape all_rows = chunk_shape<kN>(args.batch, chunks, args.channels);
   const LaunchShape sums_shape = sums_of_chunks_shape(args.batch, (rows - 1) * args.channels);
   const LaunchShape kappas_shape = sums_of_chunks_shape(args.batch, args.channels);
-  const LaunchShape all_rows = chunk_shape<kN>(args.batch, chunks, args.channels);
+  const ChunkSums<C> combined{sums, carry, chunks, rows, args.channels, args.state};
+
+  launch<chunk_sums_kernel<T, kOrder>>(all_rows, k, v, sums, sequence);
   if (args.causal) {
-    launch<combine_chunks_kernel<true, C>>(sums_shape, sums, nullptr, chunks, summed, rows, args.channels);
-    launch<combine_kappas_kernel<true, C>>(kappas_shape, sums, nullptr, chunks, summed, rows, args.channels);
+    launch<combine_chunks_kernel<true, C>>(sums_shape, combined);
+    launch<combine_kappas_kernel<true, C>>(kappas_shape, combined);
     launch<causal_outputs_kernel<T, kOrder>>(all_rows, q, k, v, y, carry, sequence);
   } else {
-    launch<combine_chunks_kernel<false, C>>(sums_shape, sums, carry, chunks, summed, rows, args.channels);
-    launch<combine_kappas_kernel<false, C>>(kappas_shape, sums, carry, chunks, summed, rows, args.channels);
+    launch<combine_chunks_kernel<false, C>>(sums_shape, combined);
+    launch<combine_kappas_kernel<false, C>>(kappas_shape, combined);
     launch<outputs_kernel<T, kOrder>>(all_rows, q, y, carry, sequence);
   }
 }

@@ -33,6 +33,7 @@ class Divisor {
     const auto quotient = static_cast<int64_t>((__umul64hi(multiplier_, dividend) + dividend) >> shift_);
     return {quotient, n - quotient * divisor_};
   }
+  __device__ __forceinline__ int64_t value() const { return divisor_; }
 
  private:
   int64_t divisor_ = 1;

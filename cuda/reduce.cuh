@@ -23,6 +23,14 @@ struct Larger {
   }
 };
 
+/// The larger; a NaN only where both are.
+struct LargerNumber {
+  template <class T>
+  __device__ __forceinline__ T operator()(T a, T b) const {
+    return fmax(a, b);
+  }
+};
+
 /// `combine` over the `kLanes` neighbours that start at a multiple of it; every lane gets the result.
 template <int kLanes = 32, class T, class Combine = Plus>
 __device__ __forceinline__ T reduce_warp(T value, Combine combine = {}) {
@@ -33,18 +41,31 @@ __device__ __forceinline__ T reduce_warp(T value, Combine combine = {}) {
   return value;
 }
 
-/// `combine` over a one-dimensional block whose size is a multiple of 32; every thread gets the result. All
-/// threads must call it; a second call may follow at once.
-template <class T, class Combine = Plus>
-__device__ __forceinline__ T reduce_block(T value, T identity, Combine combine = {}) {
-  __shared__ T partial[32];
+/// `combine` over a one-dimensional block whose size is a multiple of 32, for each of K values; every thread
+/// gets the results. All threads must call it; a second call may follow at once.
+template <int K, class T, class Combine = Plus>
+__device__ __forceinline__ void reduce_block(T (&values)[K], T identity, Combine combine = {}) {
+  __shared__ T partial[K][32];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int warps = static_cast<int>(blockDim.x) / 32;
-  value = reduce_warp(value, combine);
+#pragma unroll
+  for (int k = 0; k < K; ++k) values[k] = reduce_warp(values[k], combine);
   __syncthreads();  // the last call's results have been read
-  if (lane == 0) partial[warp] = value;
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    if (lane == 0) partial[k][warp] = values[k];
+  }
   __syncthreads();
-  return reduce_warp(lane < warps ? partial[lane] : identity, combine);
+#pragma unroll
+  for (int k = 0; k < K; ++k) values[k] = reduce_warp(lane < warps ? partial[k][lane] : identity, combine);
+}
+
+/// The same for one value, which it returns.
+template <class T, class Combine = Plus>
+__device__ __forceinline__ T reduce_block(T value, T identity, Combine combine = {}) {
+  T values[] = {value};
+  reduce_block(values, identity, combine);
+  return values[0];
 }
 
 }  // namespace elwise::cuda

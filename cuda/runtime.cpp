@@ -2,10 +2,10 @@
 
 #include <array>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "core/allocator.h"
@@ -16,7 +16,13 @@ namespace {
 
 constexpr int kMostDevices = 64;
 constexpr int64_t kStagingBytes = int64_t{4} << 20;
-constexpr std::string_view kIndexKernels[] = {"index_select", "gather", "cross_entropy"};
+
+/// How an IndexKernel calls its indices and their places.
+struct IndexWords {
+  const char *kernel, *index, *position;
+};
+constexpr IndexWords kIndexWords[] = {
+    {"index_select", "index", "at"}, {"gather", "index", "at"}, {"cross_entropy", "target", "at row"}};
 
 /// What one device needs from its first use to the end of the program.
 struct DeviceState {
@@ -25,7 +31,6 @@ struct DeviceState {
   PinnedBuffer fault_memory{sizeof(InputFault)};
   InputFault* fault = new (fault_memory.data()) InputFault;  // for the host
   void* fault_on_device = nullptr;
-  std::unordered_map<cudaStream_t, void*> workspaces;
 
   DeviceState() {
     ELWISE_CUDA_CHECK(
@@ -48,6 +53,72 @@ DeviceState& state() {
 }
 
 thread_local std::array<cudaStream_t, kMostDevices> chosen_streams{};
+
+/// CUDA's streams that no Stream has now. They are never destroyed: memory that belongs to one, or that one
+/// used, may live longer than the Stream.
+class IdleStreams {
+ public:
+  static cudaStream_t take(int device) {
+    const std::lock_guard lock(mutex());
+    auto& idle = of(device);
+    cudaStream_t stream = nullptr;
+    if (idle.empty()) {
+      ELWISE_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    } else {
+      stream = idle.back();
+      idle.pop_back();
+    }
+    return stream;
+  }
+  static void give_back(int device, cudaStream_t stream) {
+    const std::lock_guard lock(mutex());
+    of(device).push_back(stream);
+  }
+
+ private:
+  static std::mutex& mutex() {
+    static std::mutex guard;
+    return guard;
+  }
+  static std::vector<cudaStream_t>& of(int device) {
+    static auto& streams = *new std::array<std::vector<cudaStream_t>, kMostDevices>;
+    return streams[static_cast<size_t>(device)];
+  }
+};
+
+/// A thread's scratch on each stream. Its own: another thread's kernels on the stream may come between two of
+/// this thread's that share it.
+class Workspaces {
+ public:
+  Workspaces() = default;
+  ~Workspaces() {
+    for (const auto& [stream, workspace] : all_) cudaFree(workspace.memory);
+  }
+  Workspaces(const Workspaces&) = delete;
+  Workspaces& operator=(const Workspaces&) = delete;
+
+  void* of(cudaStream_t stream) {
+    const auto known = all_.find(stream);
+    if (known != all_.end()) return known->second.memory;
+    Workspace made{.device = current_device()};
+    ELWISE_CUDA_CHECK(cudaMalloc(&made.memory, kWorkspaceBytes));
+    return all_.emplace(stream, made).first->second.memory;
+  }
+  void release(int device) {
+    std::erase_if(all_, [device](const auto& entry) {
+      return entry.second.device == device && cudaFree(entry.second.memory) == cudaSuccess;
+    });
+  }
+
+ private:
+  struct Workspace {
+    int device;
+    void* memory = nullptr;
+  };
+  std::map<cudaStream_t, Workspace> all_;
+};
+
+thread_local Workspaces workspaces;
 
 /// Pinned memory for copies to a device: the host's memory may change or go as soon as it was copied here.
 class Staging {
@@ -146,12 +217,10 @@ DeviceGuard::~DeviceGuard() {
   cudaSetDevice(previous_);
 }
 
-Stream::Stream() : device_(current_device()) {
-  ELWISE_CUDA_CHECK(cudaStreamCreateWithFlags(&handle_, cudaStreamNonBlocking));
-}
+Stream::Stream() : device_(current_device()), handle_(IdleStreams::take(device_)) {}
 Stream::~Stream() {
   cudaStreamSynchronize(handle_);
-  cudaStreamDestroy(handle_);
+  IdleStreams::give_back(device_, handle_);
 }
 
 cudaStream_t current_stream() {
@@ -205,19 +274,11 @@ PinnedBuffer::~PinnedBuffer() {
 void* workspace(int64_t bytes) {
   ELWISE_CHECK(bytes <= kWorkspaceBytes, "cuda: a kernel asked for ", bytes,
                " bytes of workspace, there are ", kWorkspaceBytes);
-  DeviceState& device = state();
-  const cudaStream_t stream = current_stream();
-  const std::lock_guard lock(state_mutex);
-  void*& memory = device.workspaces[stream];
-  if (memory == nullptr) ELWISE_CUDA_CHECK(cudaMalloc(&memory, kWorkspaceBytes));
-  return memory;
+  return workspaces.of(current_stream());
 }
 
 void release_workspaces() {
-  DeviceState& device = state();
-  const std::lock_guard lock(state_mutex);
-  for (const auto& [stream, memory] : device.workspaces) cudaFree(memory);
-  device.workspaces.clear();
+  workspaces.release(current_device());
 }
 
 InputFault* input_fault() {
@@ -234,7 +295,8 @@ void synchronize(int device) {
   InputFault& fault = *state().fault;
   if (fault.found == 0) return;
   const InputFault found = std::exchange(fault, {});
-  fail(kIndexKernels[found.kernel], ": index ", found.index, " at position ", found.position,
+  const IndexWords& words = kIndexWords[found.kernel];
+  fail(words.kernel, ": ", words.index, " ", found.index, " ", words.position, " ", found.position,
        " is outside [0, ", found.size, ")");
 }
 

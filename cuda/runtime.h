@@ -43,7 +43,7 @@ class Stream {
 
  private:
   int device_;
-  cudaStream_t handle_ = nullptr;
+  cudaStream_t handle_;
 };
 
 /// The calling thread's stream of the current device: where kernels run and copies go. Each device has one
@@ -79,7 +79,7 @@ class Event {
   void synchronize() const;
   /// Work that `stream` is given from now on waits for the event.
   void block(cudaStream_t stream) const;
-  /// Time between two events; both with Timing::on.
+  /// Time between two events that are done; both with Timing::on.
   float milliseconds_since(const Event& start) const;
 
  private:
@@ -107,18 +107,20 @@ class PinnedBuffer {
 /// too: freed, it is handed on only when that stream's work until then is done.
 void record_use(const void* block, cudaStream_t stream);
 
-/// Scratch of kernels on the current stream, valid until the stream's next kernel that asks for it. Throws
-/// Error for more than kWorkspaceBytes. It is not counted: kernels whose scratch grows with the shape get it
-/// as an argument.
+/// Scratch of the calling thread's kernels on the current stream, valid until the next of them that asks for
+/// it. Throws Error for more than kWorkspaceBytes. It is not counted: kernels whose scratch grows with the
+/// shape get it as an argument.
 void* workspace(int64_t bytes);
 inline constexpr int64_t kWorkspaceBytes = int64_t{8} << 20;
-/// Frees those of the current device; the next kernel that asks gets a new one.
+/// Frees the calling thread's of the current device; the next kernel that asks gets a new one.
 void release_workspaces();
 
-/// What a kernel found wrong with its input. Host memory that the device writes; read when the host waits.
+/// What a kernel found wrong with its input (cuda/input_fault.cuh). Host memory that the device writes; read
+/// when the host waits.
 struct InputFault {
-  unsigned found = 0;  // set last by the first thread that finds one
-  int kernel = 0;      // an IndexKernel
+  unsigned claimed = 0;  // by the first thread that finds one
+  unsigned found = 0;    // set last
+  int kernel = 0;        // an IndexKernel
   int64_t index = 0;
   int64_t position = 0;
   int64_t size = 0;

@@ -119,4 +119,29 @@ bool is_aligned(const Pointers*... pointers) {
   return ((reinterpret_cast<uintptr_t>(pointers) % kVectorBytes == 0) && ...);
 }
 
+/// load, to compute with.
+template <int N, class T>
+__device__ __forceinline__ Vector<Compute<T>, N> load_compute(const T* from) {
+  const Vector<T, N> stored = load<N>(from);
+  Vector<Compute<T>, N> result;
+#pragma unroll
+  for (int i = 0; i < N; ++i) result.at[i] = static_cast<Compute<T>>(stored.at[i]);
+  return result;
+}
+
+/// store of what was computed.
+template <int N, class T>
+__device__ __forceinline__ void store_compute(T* to, const Vector<Compute<T>, N>& value) {
+  Vector<T, N> stored;
+#pragma unroll
+  for (int i = 0; i < N; ++i) stored.at[i] = T(value.at[i]);
+  store(to, stored);
+}
+
+/// What is left of a value once it is stored as T.
+template <class T>
+__device__ __forceinline__ Compute<T> rounded(Compute<T> value) {
+  return static_cast<Compute<T>>(T(value));
+}
+
 }  // namespace elwise::cuda

@@ -15,17 +15,21 @@ inline void check_floating(const char* op, const char* name, const Tensor& tenso
   }
 }
 
-/// The dtype of statistics and running sums beside tensors of `dtype`.
-constexpr DType accumulation_dtype(DType dtype) {
-  return dtype == DType::bf16 ? DType::f32 : dtype;
-}
-
 /// Throws Error unless `tensor` has the dtype and device of `reference`.
 inline void check_same_kind(const char* op, const char* reference_name, const Tensor& reference,
                             const char* name, const Tensor& tensor) {
   ELWISE_CHECK(tensor.dtype() == reference.dtype() && tensor.device() == reference.device(), op,
                ": expected ", name, " of ", reference.dtype(), " on ", reference.device(), " like ",
                reference_name, ", got ", tensor.dtype(), " on ", tensor.device());
+}
+
+/// Throws Error unless `tensor`, of running sums beside `reference`, has their dtype and its device.
+inline void check_statistics(const char* op, const char* name, const Tensor& tensor,
+                             const Tensor& reference) {
+  const DType expected = accumulation_dtype(reference.dtype());
+  ELWISE_CHECK(tensor.dtype() == expected && tensor.device() == reference.device(), op, ": expected ", name,
+               " of ", expected, " on ", reference.device(), ", got ", tensor.dtype(), " on ",
+               tensor.device());
 }
 
 /// Throws Error unless `tensor` has exactly this shape.

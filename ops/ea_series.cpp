@@ -1,5 +1,7 @@
 #include "ops/ea_series.h"
 
+#include <limits>
+
 #include "autograd/node.h"
 #include "core/dispatch.h"
 #include "ops/argument_checks.h"
@@ -16,6 +18,32 @@ void check_order(const char* op, int order) {
   ELWISE_CHECK(order >= 0 && order <= kEaSeriesMaxOrder && order % 2 == 0, op,
                ": expected an even order in 0 .. ", kEaSeriesMaxOrder, ", got ", order,
                " (the polynomial of an odd order is not positive)");
+}
+
+/// The order of a state for q, k, v. Throws Error unless it fits them and nothing is to be recorded.
+int check_state(const char* op, const Tensor& q, const Tensor& k, const Tensor& v,
+                const EaSeriesState& state) {
+  check_not_recorded(op, {q, k, v});
+  ELWISE_CHECK(state.s.defined() && state.z.defined() && state.kappa.defined() && state.s.rank() == 3, op,
+               ": expected a state made by ea_series_state");
+  const int order = state.order();
+  check_order(op, order);
+  const int64_t batch = q.size(0), channels = q.size(-1);
+  check_shape(op, "s", state.s, {batch, channels, order + 1});
+  check_shape(op, "z", state.z, state.s.shape());
+  check_shape(op, "kappa", state.kappa, {batch, channels});
+  check_statistics(op, "s", state.s, q);
+  check_statistics(op, "z", state.z, q);
+  check_statistics(op, "kappa", state.kappa, q);
+  return order;
+}
+
+EaSeriesStatePointers pointers_of(const EaSeriesState& state) {
+  return {.s = state.s.data(), .z = state.z.data(), .kappa = state.kappa.data()};
+}
+
+void mark_changed(const EaSeriesState& state) {
+  for (const Tensor& tensor : {state.s, state.z, state.kappa}) tensor.storage()->bump_version();
 }
 
 }  // namespace
@@ -72,6 +100,63 @@ Tensor ea_series(const Tensor& q, const Tensor& k, const Tensor& v, int order,
     return std::vector{dq, dk, dv};
   };
   return record("ea_series", {q, k, v}, y, backward);
+}
+
+int64_t EaSeriesState::bytes() const {
+  return (s.count() + z.count() + kappa.count()) * size_of(s.dtype());
+}
+
+EaSeriesState ea_series_state(int64_t batch, int64_t channels, int order, TensorOptions options) {
+  check_order("ea_series_state", order);
+  options.dtype = accumulation_dtype(options.dtype);
+  const Shape moments{batch, channels, order + 1};
+  return {.s = zeros(moments, options),
+          .z = zeros(moments, options),
+          .kappa = full({batch, channels}, std::numeric_limits<double>::infinity(), options)};
+}
+
+Tensor ea_series_prefill(const Tensor& q, const Tensor& k, const Tensor& v, EaSeriesState& state,
+                         const Tensor& key_mask) {
+  check_attention("ea_series_prefill", q, k, v, {.causal = true, .key_mask = key_mask});
+  const int order = check_state("ea_series_prefill", q, k, v, state);
+  const int64_t batch = q.size(0), length = q.size(1), channels = q.size(2);
+  const Tensor y = empty(q.shape(), q.options());
+  const Tensor carry =
+      empty({batch, ea_series_chunks(length), ea_series_carry_rows(order), channels}, state.s.options());
+  ELWISE_DISPATCH(q.device(), ea_series_forward,
+                  {.dtype = q.dtype(),
+                   .q = q.data(),
+                   .k = k.data(),
+                   .v = v.data(),
+                   .y = y.data(),
+                   .batch = batch,
+                   .length = length,
+                   .channels = channels,
+                   .order = order,
+                   .causal = true,
+                   .carry = carry.data(),
+                   .key_mask = key_mask_data({.key_mask = key_mask}),
+                   .state = pointers_of(state)});
+  mark_changed(state);
+  return y;
+}
+
+Tensor ea_series_step(const Tensor& q, const Tensor& k, const Tensor& v, EaSeriesState& state) {
+  check_attention_step("ea_series_step", q, k, v);
+  const int order = check_state("ea_series_step", q, k, v, state);
+  const Tensor y = empty(q.shape(), q.options());
+  ELWISE_DISPATCH(q.device(), ea_series_step,
+                  {.dtype = q.dtype(),
+                   .q = q.data(),
+                   .k = k.data(),
+                   .v = v.data(),
+                   .y = y.data(),
+                   .state = pointers_of(state),
+                   .batch = q.size(0),
+                   .channels = q.size(1),
+                   .order = order});
+  mark_changed(state);
+  return y;
 }
 
 Tensor ea_series_composed(const Tensor& q, const Tensor& k, const Tensor& v, int order,

@@ -136,15 +136,17 @@ Tensor mul(const Tensor& a, const Tensor& b) {
 
 Tensor div(const Tensor& a, const Tensor& b) {
   const Tensor y = binary("div", BinaryOp::div, a, b);
-  return record("div", {a, b}, y,
-                [a_shape = a.shape(), saved_b = SavedTensor(b),
-                 saved_y = SavedTensor(y)](const BackwardContext& context) {
-                  const Tensor& divisor = saved_b.get();
-                  const Tensor da = binary("div", BinaryOp::div, context.gradient(), divisor);
-                  return std::vector{
-                      context.needs(0) ? sum_to(da, a_shape) : Tensor(),
-                      context.needs(1) ? neg(sum_to(product(da, saved_y.get()), divisor.shape())) : Tensor()};
-                });
+  return record(
+      "div", {a, b}, y,
+      [a_shape = a.shape(), saved_b = SavedTensor(b),
+       saved_y = SavedTensor(y)](const BackwardContext& context) {
+        const Tensor &divisor = saved_b.get(), &dy = context.gradient();
+        const auto divided = [&](const Tensor& x) { return binary("div", BinaryOp::div, x, divisor); };
+        // db = -sum(dy y / b), with b out of the sum.
+        return std::vector{
+            context.needs(0) ? sum_to(divided(dy), a_shape) : Tensor(),
+            context.needs(1) ? neg(divided(sum_to(product(dy, saved_y.get()), divisor.shape()))) : Tensor()};
+      });
 }
 
 Tensor maximum(const Tensor& a, const Tensor& b) {

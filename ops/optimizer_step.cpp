@@ -10,9 +10,17 @@
 namespace elwise {
 namespace {
 
-void check_state(const char* op, const char* name, const Tensor& param, const Tensor& state) {
-  check_same_kind(op, "param", param, name, state);
-  check_shape(op, name, state, param.shape());
+void check_gradient(const char* op, const Tensor& param, const Tensor& grad) {
+  check_same_kind(op, "param", param, "grad", grad);
+  check_shape(op, "grad", grad, param.shape());
+}
+
+void check_moment(const char* op, const char* name, const Tensor& param, const Tensor& moment) {
+  const DType dtype = accumulation_dtype(param.dtype());
+  ELWISE_CHECK(moment.dtype() == dtype && moment.device() == param.device(), op, ": expected ", name, " of ",
+               dtype, " on ", param.device(), " for param of ", param.dtype(), ", got ", moment.dtype(),
+               " on ", moment.device());
+  check_shape(op, name, moment, param.shape());
 }
 
 /// x *= factor, in place.
@@ -32,9 +40,9 @@ void scale(const Tensor& x, double factor) {
 void adam_step(AdamKind kind, const AdamOptions& options, int64_t step, const Tensor& param,
                const Tensor& grad, const Tensor& m, const Tensor& v) {
   check_floating("adam_step", "param", param);
-  check_state("adam_step", "grad", param, grad);
-  check_state("adam_step", "m", param, m);
-  check_state("adam_step", "v", param, v);
+  check_gradient("adam_step", param, grad);
+  check_moment("adam_step", "m", param, m);
+  check_moment("adam_step", "v", param, v);
   ELWISE_CHECK(step >= 1, "adam_step: expected step >= 1, got ", step);
   const auto t = static_cast<double>(step);
   const double correction1 = 1 - std::pow(options.beta1, t), correction2 = 1 - std::pow(options.beta2, t);
@@ -75,10 +83,10 @@ void adam_step(AdamKind kind, const AdamOptions& options, int64_t step, const Te
 void sgd_step(const SgdOptions& options, int64_t step, const Tensor& param, const Tensor& grad,
               const Tensor& velocity) {
   check_floating("sgd_step", "param", param);
-  check_state("sgd_step", "grad", param, grad);
+  check_gradient("sgd_step", param, grad);
   ELWISE_CHECK(step >= 1, "sgd_step: expected step >= 1, got ", step);
   const bool moving = options.momentum != 0;
-  if (moving) check_state("sgd_step", "velocity", param, velocity);
+  if (moving) check_moment("sgd_step", "velocity", param, velocity);
   ELWISE_DISPATCH(param.device(), sgd_step,
                   {.dtype = param.dtype(),
                    .param = param.data(),

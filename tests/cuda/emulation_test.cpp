@@ -1,12 +1,18 @@
 #include "tests/support/cuda/emulation.h"
 
 #include <doctest/doctest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <array>
 #include <cmath>
+#include <csignal>
+#include <cstdlib>
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "core/storage.h"
 #include "cuda/launch.cuh"
 #include "cuda/reduce.cuh"
 
@@ -245,6 +251,88 @@ TEST_CASE("host memory that is not pinned must not be the source of an asynchron
                     current_stream());
   });
   CHECK(contains(message, "not pinned"));
+}
+
+/// How a process that runs `work` ends, and what it writes to stderr.
+struct Death {
+  int signal = 0;
+  std::string message;
+};
+Death death_of(const std::function<void()>& work) {
+  std::array<int, 2> ends{};
+  REQUIRE(pipe(ends.data()) == 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    std::signal(SIGSEGV, SIG_DFL);  // doctest's handler would report the end of the whole run
+    dup2(ends[1], STDERR_FILENO);
+    work();
+    _exit(0);
+  }
+  close(ends[1]);
+  Death death;
+  std::array<char, 256> part{};
+  for (ssize_t count; (count = ::read(ends[0], part.data(), part.size())) > 0;) {
+    death.message.append(part.data(), static_cast<size_t>(count));
+  }
+  close(ends[0]);
+  int status = 0;
+  waitpid(child, &status, 0);
+  if (WIFSIGNALED(status)) death.signal = WTERMSIG(status);
+  return death;
+}
+
+TEST_CASE("a host that uses device memory dies, and is told why") {
+  const DeviceFloats x(kBlock);
+  const Death death = death_of([&] {
+    const DeviceFloats last(1);  // whatever ran before: the memory is closed from here on
+    *static_cast<volatile float*>(x.data()) = 1;
+  });
+  CHECK(death.signal == SIGSEGV);
+  CHECK(death.message == "emulation: the host used device memory\n");
+}
+
+TEST_CASE("an event keeps its place in a stream's work when it is destroyed before that is done") {
+  const ModeGuard guard(Order::forward, Streams::lazy);
+  const DeviceFloats x(std::vector<float>(kBlock, 3));
+  const Stream other;
+  {
+    Event uploaded, doubled;
+    uploaded.record(current_stream());
+    uploaded.block(other.handle());
+    {
+      const StreamGuard use(other);
+      launch<double_kernel>({.grid = 1, .block = kBlock}, x.data());
+    }
+    doubled.record(other.handle());
+    doubled.block(current_stream());
+  }
+  CHECK(x.values() == std::vector<float>(kBlock, 6));
+}
+
+TEST_CASE("work for a destroyed stream is reported") {
+  cudaStream_t stream = nullptr;
+  ELWISE_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  ELWISE_CUDA_CHECK(cudaStreamDestroy(stream));
+  Event event;
+  CHECK(contains(fault_of([&] { event.record(stream); }), "a stream that was destroyed"));
+}
+
+/// Hides the devices until the end of the scope.
+class NoDevices {
+ public:
+  NoDevices() { setenv("CUDA_VISIBLE_DEVICES", "", 1); }
+  ~NoDevices() { unsetenv("CUDA_VISIBLE_DEVICES"); }
+  NoDevices(const NoDevices&) = delete;
+  NoDevices& operator=(const NoDevices&) = delete;
+};
+
+TEST_CASE("without a device every use of one says so") {
+  const NoDevices none;
+  CHECK(cuda_device_count() == 0);
+  CHECK_THROWS_WITH_AS(check_available({DeviceType::cuda, 0}),
+                       "no CUDA device: no CUDA-capable device is detected", Error);
+  CHECK_THROWS_WITH_AS(Storage(64, {DeviceType::cuda, 0}),
+                       "no CUDA device: no CUDA-capable device is detected", Error);
 }
 
 TEST_CASE("memory that is not freed is counted") {

@@ -85,7 +85,7 @@ void check_values(const OpTest& test, DType dtype, const Tensor& output) {
     inputs.push_back(input.defined() ? values_of(is_differentiated(input) ? cast(input, dtype) : input)
                                      : Values());
   }
-  check_close(values_of(output), test.naive(inputs), dtype == DType::f64 ? kF64Tolerance : kF32Tolerance,
+  check_close(values_of(output), test.naive(inputs), tolerance_of(dtype),
               test.name + " " + std::string(name_of(dtype)));
 }
 
@@ -123,16 +123,10 @@ void check_meta(const OpTest& test, const Shape& expected) {
   if (output.requires_grad()) output.backward(empty(expected, output.options()));
 }
 
-struct DeviceDType {
-  DType dtype;
-  Tolerance tolerance;
-};
-constexpr DeviceDType kDeviceDTypes[] = {
-    {DType::f64, kF64Tolerance}, {DType::f32, kF32Tolerance}, {DType::bf16, kBf16Tolerance}};
-
 /// The op on the test device against itself on the CPU in f64.
 void check_on_device(const OpTest& test) {
-  for (const auto& [dtype, tolerance] : kDeviceDTypes) {
+  for (const DType dtype : test_dtypes()) {
+    const Tolerance tolerance = tolerance_of(dtype);
     const std::string what = test.name + " " + std::string(name_of(dtype)) + " on the device";
     const OpTest rounded = rounded_to(dtype, test);
     const Shape shape = evaluate(rounded, DType::f64, {}).output.shape();
@@ -163,13 +157,18 @@ Device test_device() {
   return device;
 }
 
+std::vector<DType> test_dtypes() {
+  std::vector<DType> dtypes{DType::f64, DType::f32};
+  if (test_device() != kCpu) dtypes.push_back(DType::bf16);
+  return dtypes;
+}
+
 Values values_of(const Tensor& tensor) {
   return cast(to(tensor.detach(), kCpu), DType::f64).to_vector<double>();
 }
 
-Tensor leaf(const Values& values, const Shape& shape, DType dtype) {
-  const Tensor wide = from_vector(values, shape);
-  return (dtype == DType::f64 ? wide : cast(wide, dtype)).detach().set_requires_grad();
+Tensor leaf(const Values& values, const Shape& shape, DType dtype, Device device) {
+  return to(cast(from_vector(values, shape), dtype), device).detach().set_requires_grad();
 }
 
 Tensor uniform(const Shape& shape, double low, double high) {
@@ -186,7 +185,7 @@ void check_close(const Values& actual, const Values& expected, Tolerance toleran
 
 void check_op(const OpTest& test) {
   if (test_device() != kCpu) return check_on_device(test);
-  for (const DType dtype : {DType::f64, DType::f32}) {
+  for (const DType dtype : test_dtypes()) {
     const Tensor output = evaluate(test, dtype, {}).output;
     check_values(test, dtype, output);
     Tensor dy;

@@ -17,8 +17,8 @@ namespace elwise::testing {
 /// The elements as doubles (f32, f64, i64, bool).
 Values values_of(const Tensor& tensor);
 
-/// An f64 (or f32) leaf of these values that requires its gradient.
-Tensor leaf(const Values& values, const Shape& shape, DType dtype = DType::f64);
+/// A leaf of these values that requires its gradient.
+Tensor leaf(const Values& values, const Shape& shape, DType dtype = DType::f64, Device device = kCpu);
 
 /// An f64 tensor uniform in [low, high), from a generator that all tests of a program share.
 Tensor uniform(const Shape& shape, double low = -2, double high = 2);
@@ -48,6 +48,8 @@ inline constexpr int64_t kJacobianEntries = 40'000;
 
 /// Where tests compute: the CPU or, with ELWISE_TEST_DEVICE=cuda in the environment, cuda:0.
 Device test_device();
+/// The dtypes that ops compute in there: f64, f32 and, on a GPU, bf16.
+std::vector<DType> test_dtypes();
 
 /// Sizes around the widths of vectors and blocks, and an odd large one.
 inline constexpr int64_t kOddSizes[] = {1, 31, 32, 33, 63, 1027};

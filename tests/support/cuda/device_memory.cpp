@@ -27,23 +27,26 @@ size_t rounded(size_t bytes) {
   return (bytes + kAlignment) / kAlignment * kAlignment;  // with a gap behind, for AddressSanitizer
 }
 
+struct sigaction previous_action;
+
 /// A host that follows a device pointer dies by a signal, as it would on a machine with a GPU; this says why.
-void explain_fault(int signal, siginfo_t* info, void*) {
+void explain_fault(int, siginfo_t* info, void*) {
   if (DeviceMemory::owner(info->si_addr) >= 0) {
     constexpr char kMessage[] = "emulation: the host used device memory\n";
     [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, kMessage, sizeof kMessage - 1);
   }
-  std::signal(signal, SIG_DFL);
-  std::raise(signal);
+  sigaction(SIGSEGV, &previous_action, nullptr);  // the access is repeated, and ends as it would have ended
 }
 
+/// Again and again, because doctest installs a handler for every test case.
 void install_explanation() {
-  static char stack[size_t{64} << 10];  // the fault may be a fiber's overflow
-  const stack_t alternative{.ss_sp = stack, .ss_flags = 0, .ss_size = sizeof stack};
-  sigaltstack(&alternative, nullptr);
   struct sigaction action {};
+  sigaction(SIGSEGV, nullptr, &action);
+  if ((action.sa_flags & SA_SIGINFO) != 0 && action.sa_sigaction == explain_fault) return;
+  previous_action = action;
+  action = {};
   action.sa_sigaction = explain_fault;
-  action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK;  // the fault may be a fiber's overflow
   sigaction(SIGSEGV, &action, nullptr);
 }
 
@@ -60,8 +63,6 @@ DeviceMemory::DeviceMemory() {
 
 DeviceMemory& DeviceMemory::of(int device) {
   static DeviceMemory memories[kDevices];
-  static const bool installed = (install_explanation(), true);
-  static_cast<void>(installed);
   return memories[device];
 }
 
@@ -114,7 +115,9 @@ DeviceAccess::DeviceAccess(int device) : memory_(DeviceMemory::of(device)) {
   if (memory_.accesses_++ == 0) memory_.protect(PROT_READ | PROT_WRITE);
 }
 DeviceAccess::~DeviceAccess() {
-  if (--memory_.accesses_ == 0) memory_.protect(PROT_NONE);
+  if (--memory_.accesses_ > 0) return;
+  memory_.protect(PROT_NONE);
+  install_explanation();
 }
 
 int64_t live_allocations() {

@@ -123,6 +123,18 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
   }
   return result;
 }
+template <class T>
+unsigned __match_any_sync(unsigned mask, T value) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  const emulation::Exchange all = emulation::exchange(mask, bits, "__match_any_sync");
+  unsigned result = 0;
+  for (int lane = 0; lane < warpSize; ++lane) {
+    if ((all.lanes >> lane & 1) != 0 && all.values[lane] == bits) result |= 1U << lane;
+  }
+  return result;
+}
 inline int __any_sync(unsigned mask, int predicate) {
   return __ballot_sync(mask, predicate) != 0;
 }

@@ -18,13 +18,14 @@ struct CUstream_st {
   int device = 0;
   std::deque<std::function<void()>> work = {};
   uint64_t queued = 0, done = 0;
+  bool destroyed = false;
 };
 
 struct CUevent_st {
   bool timed = true;
   cudaStream_t stream = nullptr;
   uint64_t after = 0;  // work of the stream that comes before the event
-  Clock::time_point time = {};
+  std::shared_ptr<Clock::time_point> time = {};
 };
 
 namespace emulation {
@@ -48,7 +49,7 @@ Streams initial_streams() {
 
 struct Runtime {
   Streams mode = initial_streams();
-  std::vector<std::unique_ptr<CUstream_st>> streams;
+  std::vector<std::unique_ptr<CUstream_st>> streams;  // destroyed ones, too: events still name them
   CUstream_st default_streams[kDevices] = {{.device = 0}, {.device = 1}};
   std::map<void*, size_t> pinned;                // sizes
   std::map<const void*, size_t> dynamic_shared;  // limits of kernels
@@ -99,6 +100,7 @@ bool is_pinned(const void* pointer) {
 cudaError_t enqueue(cudaStream_t stream, std::function<void()> work) {
   const std::lock_guard lock(runtime_mutex);
   stream = resolved(stream);
+  if (stream->destroyed) fault("work for a stream that was destroyed");
   stream->work.push_back(std::move(work));
   ++stream->queued;
   if (runtime().mode == Streams::eager) drain(stream);
@@ -247,7 +249,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   const std::lock_guard lock(runtime_mutex);
   drain(stream);
-  std::erase_if(runtime().streams, [&](const auto& known) { return known.get() == stream; });
+  stream->destroyed = true;
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
@@ -264,16 +266,15 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
   return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  const std::lock_guard lock(runtime_mutex);
-  if (event->stream != nullptr) drain(event->stream, event->after);
-  delete event;
+  delete event;  // who waits for it still does
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   const std::lock_guard lock(runtime_mutex);
   event->stream = resolved(stream);
   event->after = event->stream->queued + 1;
-  return enqueue(stream, [event] { event->time = Clock::now(); });
+  event->time = std::make_shared<Clock::time_point>();
+  return enqueue(stream, [time = event->time] { *time = Clock::now(); });
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   const std::lock_guard lock(runtime_mutex);
@@ -286,9 +287,13 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   return cudaSuccess;
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
-  if (!start->timed || !end->timed) return result(cudaErrorInvalidResourceHandle);
-  cudaEventSynchronize(end);
-  *milliseconds = std::chrono::duration<float, std::milli>(end->time - start->time).count();
+  if (!start->timed || !end->timed || start->time == nullptr || end->time == nullptr) {
+    return result(cudaErrorInvalidResourceHandle);
+  }
+  if (cudaEventQuery(start) != cudaSuccess || cudaEventQuery(end) != cudaSuccess) {
+    return result(cudaErrorNotReady);
+  }
+  *milliseconds = std::chrono::duration<float, std::milli>(*end->time - *start->time).count();
   return cudaSuccess;
 }
 

@@ -162,12 +162,13 @@ void add_lookup_and_loss_cases(std::vector<TrafficCase>& cases) {
 void add_optimizer_cases(std::vector<TrafficCase>& cases) {
   cases.push_back({"adam_step 512x3072", [](DType dtype) -> std::function<void()> {
                      const Tensor x = values(kHidden, dtype), dx = values(kHidden, dtype);
-                     const Tensor m = values(kHidden, dtype), v = rand(kHidden, x.options());
+                     const Tensor m = values(kHidden, accumulation_dtype(dtype)),
+                                  v = rand(kHidden, m.options());
                      return [=] { adam_step(AdamKind::adamw, {}, 10, x, dx, m, v); };
                    }});
   cases.push_back({"sgd_step 512x3072", [](DType dtype) -> std::function<void()> {
                      const Tensor x = values(kHidden, dtype), dx = values(kHidden, dtype);
-                     const Tensor velocity = values(kHidden, dtype);
+                     const Tensor velocity = values(kHidden, accumulation_dtype(dtype));
                      return [=] { sgd_step({.momentum = 0.9}, 10, x, dx, velocity); };
                    }});
   cases.push_back({"clip_gradient_norm 512x3072", [](DType dtype) -> std::function<void()> {
