@@ -199,7 +199,7 @@ TEST_CASE("what a kernel finds wrong with its input is thrown where the host wai
   const PinnedBuffer buffer(sizeof(InputFault));
   const InputFault fault{
       .found = 1, .kernel = static_cast<int>(IndexKernel::gather), .index = -7, .position = 5, .size = 3};
-  const std::string message = "gather: index -7 at position 5 is outside [0, 3)";
+  const std::string message = "gather: index -7 at 5 is outside [0, 3)";
   elwise::synchronize(kDevice);
   report_fault(fault, buffer);
   testing::check_error([] { elwise::synchronize(kDevice); }, message);

@@ -144,7 +144,7 @@ TEST_CASE("dropout of 0 draws nothing; the default generator is the thread's own
 
 TEST_CASE("later tokens, other batch entries and hidden keys do not matter") {
   check_attention_properties(softmax_heads(1));
-  check_attention_properties(softmax_heads(17));
+  if (test_device() == kCpu) check_attention_properties(softmax_heads(17));  // an emulated GPU takes a minute
 }
 
 TEST_CASE("outputs lie between the values, however large the scores are") {
