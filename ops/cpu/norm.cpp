@@ -145,7 +145,8 @@ void forward(const LayerNormForward& args) {
   });
 }
 
-/// Rows whose sums make one partial row: the most that layer_norm_rows_per_partial allows, since threads are few.
+/// Rows whose sums make one partial row: the most that layer_norm_rows_per_partial allows, since threads are
+/// few.
 constexpr int64_t kRowsPerPartial = 64;
 
 int64_t count_partials(int64_t rows) {
