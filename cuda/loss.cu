@@ -75,7 +75,7 @@ struct ExponentialSum {
 };
 
 template <class T, class Team>
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kRowThreads, 1)
     cross_entropy_forward_kernel(CrossEntropyForward args, CheckedIndex checked) {
   using Element = Compute<T>;
   const int64_t row = int64_t{blockIdx.x} * Team::teams() + Team::number();
@@ -160,12 +160,20 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) {
       const int col = pieces.column(first + b * threads);
+      const int64_t target_at = target - col;  // in the piece, if there
+      Element target_logit = 0;
 #pragma unroll
       for (int i = 0; i < pieces.kWidth; ++i) {
+        if (i == target_at) target_logit = batch[b].at[i];
+        batch[b].at[i] = counts ? exp(batch[b].at[i] - logsumexp) * scale : Element(0);
+      }
+      if (counts && target_at >= 0 && target_at < pieces.kWidth) {
         // expm1 keeps the digits of softmax - 1 where the target's softmax is close to 1.
-        const Element power = batch[b].at[i] - logsumexp;
-        const Element gradient = (col + i == target ? expm1(power) : exp(power)) * scale;
-        batch[b].at[i] = counts ? gradient : Element(0);
+        const Element gradient = expm1(target_logit - logsumexp) * scale;
+#pragma unroll
+        for (int i = 0; i < pieces.kWidth; ++i) {
+          if (i == target_at) batch[b].at[i] = gradient;
+        }
       }
       pieces.store(dx, col, batch[b], aligned);
     }
