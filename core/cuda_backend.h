@@ -1,13 +1,15 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "core/device.h"
 
 namespace elwise {
 class CountingAllocator;
-}
+class RooflineProbe;
+}  // namespace elwise
 
 /// What core asks of the CUDA backend: declared here, defined in cuda/, and called only in a library built
 /// with it (`if constexpr (kBuiltWithCuda)`). Each call works on the calling thread's stream of the device
@@ -32,5 +34,13 @@ void copy(void* to, Device to_device, const void* from, Device from_device, int6
 /// Waits for all work of this thread's stream. Throws Error for what a kernel found wrong with its input
 /// since the last time (an index out of range).
 void synchronize(int device);
+
+/// Marks where the calling thread's stream of the device is now; there is one mark for each.
+void start_timer(int device);
+/// Seconds from that mark to the end of all work of the stream, which it waits for as synchronize() does.
+double stop_timer(int device);
+
+/// Measures what the device can do (core/roofline.h).
+std::unique_ptr<RooflineProbe> roofline_probe(int device);
 
 }  // namespace elwise::cuda

@@ -35,17 +35,17 @@ DType dtype_of_kernel(const Arguments& arguments) {
     const Arguments dispatch_arguments __VA_ARGS__;                                                       \
     const ::elwise::KernelCost dispatch_cost = dispatch_arguments.cost();                                 \
     ::elwise::record_cost(dispatch_cost);                                                                 \
-    const ::elwise::KernelTimer dispatch_timer(                                                           \
-        #kernel, ::elwise::detail::dtype_of_kernel(dispatch_arguments), dispatch_cost);                   \
+    ::elwise::KernelTimer dispatch_timer(                                                                 \
+        dispatch_device, #kernel, ::elwise::detail::dtype_of_kernel(dispatch_arguments), dispatch_cost);  \
     if (dispatch_device.type == ::elwise::DeviceType::cpu) {                                              \
       ::elwise::cpu::kernel(dispatch_arguments);                                                          \
     } else if (dispatch_device.type == ::elwise::DeviceType::cuda) {                                      \
       if constexpr (decltype(built_with_cuda)::value) {                                                   \
         ::elwise::cuda::set_device(dispatch_device.index);                                                \
         ::elwise::cuda::kernel(dispatch_arguments);                                                       \
-        if (dispatch_timer.running()) ::elwise::cuda::synchronize(dispatch_device.index);                 \
       } else {                                                                                            \
         ::elwise::fail(#kernel, ": this library was built without CUDA (configure with ELWISE_CUDA=ON)"); \
       }                                                                                                   \
     }                                                                                                     \
+    dispatch_timer.stop();                                                                                \
   }(device, std::bool_constant<::elwise::kBuiltWithCuda>{})

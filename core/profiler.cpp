@@ -21,24 +21,22 @@ std::vector<KernelProfile> Profiler::kernels() const {
   return result;
 }
 
-KernelTimer::KernelTimer(std::string_view kernel, DType dtype, const KernelCost& cost)
-    : profiler_(current), kernel_(kernel), dtype_(dtype), cost_(cost) {
-  if (profiler_ != nullptr) start_ = std::chrono::steady_clock::now();
+KernelTimer::KernelTimer(Device device, std::string_view kernel, DType dtype, const KernelCost& cost)
+    : kernel_(kernel), dtype_(dtype), cost_(cost) {
+  if (current != nullptr) timer_.emplace(device);
 }
 
-KernelTimer::~KernelTimer() {
-  if (profiler_ == nullptr) return;
-  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start_;
-  for (Profiler* profiler = profiler_; profiler != nullptr; profiler = profiler->previous_) {
+void KernelTimer::stop() {
+  if (!timer_) return;
+  const double seconds = timer_->stop();
+  for (Profiler* profiler = current; profiler != nullptr; profiler = profiler->previous_) {
     KernelProfile& profile = profiler->profiles_[{kernel_, dtype_}];
     profile.kernel = kernel_;
     profile.dtype = dtype_;
     ++profile.calls;
-    profile.seconds += elapsed.count();
+    profile.seconds += seconds;
     profile.cost += cost_;
-    if (profiler->observer_) {
-      profiler->observer_({std::string(kernel_), dtype_, 1, elapsed.count(), cost_});
-    }
+    if (profiler->observer_) profiler->observer_({std::string(kernel_), dtype_, 1, seconds, cost_});
   }
 }
 

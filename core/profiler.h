@@ -1,14 +1,15 @@
 #pragma once
 
-#include <chrono>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "core/cost.h"
+#include "core/device_timer.h"
 #include "core/dtype.h"
 
 namespace elwise {
@@ -18,7 +19,7 @@ struct KernelProfile {
   std::string kernel;  // "layer_norm_forward"
   DType dtype = DType::f32;
   int64_t calls = 0;
-  double seconds = 0;  // wall time in the kernel
+  double seconds = 0;  // in the kernel; on a GPU with its launch, as each is waited for
   KernelCost cost;     // the sum over the calls
 };
 
@@ -51,20 +52,16 @@ class Profiler {
 class KernelTimer {
  public:
   /// `kernel` is a string literal.
-  KernelTimer(std::string_view kernel, DType dtype, const KernelCost& cost);
-  ~KernelTimer();
-  KernelTimer(const KernelTimer&) = delete;
-  KernelTimer& operator=(const KernelTimer&) = delete;
+  KernelTimer(Device device, std::string_view kernel, DType dtype, const KernelCost& cost);
 
-  /// True where a profiler watches: a kernel that runs on its own is then waited for.
-  bool running() const { return profiler_ != nullptr; }
+  /// The kernel has been run; where a profiler watches, one on a GPU is waited for.
+  void stop();
 
  private:
-  Profiler* profiler_;
   std::string_view kernel_;
   DType dtype_;
   const KernelCost& cost_;
-  std::chrono::steady_clock::time_point start_;
+  std::optional<DeviceTimer> timer_;  // where a profiler watches
 };
 
 }  // namespace elwise

@@ -7,6 +7,7 @@
 #include <functional>
 
 #include "core/block_pool.h"
+#include "core/cuda_backend.h"
 #include "core/error.h"
 #include "core/parallel.h"
 
@@ -136,6 +137,57 @@ bool has_bf16_products() {
 }
 #endif
 
+class CpuProbe : public RooflineProbe {
+ public:
+  CpuProbe() {
+    if (from_ == nullptr)
+      throw OutOfMemoryError("roofline: out of memory: expected 128 MiB for the buffers of a copy");
+    to_ = from_ + kBufferBytes / static_cast<int64_t>(sizeof(float));
+    parallel_blocks([&](int64_t i, int64_t count) {  // touched first by the threads that will use them
+      std::memset(from_ + i, 0, static_cast<size_t>(count) * sizeof(float));
+      std::memset(to_ + i, 0, static_cast<size_t>(count) * sizeof(float));
+    });
+  }
+  ~CpuProbe() override { pool_.give_back(from_); }
+
+  Roofline measure() override {
+    std::array<double, kCopies> copies{};
+    for (double& seconds : copies) {
+      seconds = seconds_of([&] {
+        parallel_blocks([&](int64_t i, int64_t count) {
+          HWY_DYNAMIC_DISPATCH(stream_copy)(from_ + i, to_ + i, count);
+        });
+      });
+    }
+    std::ranges::sort(copies);
+    const double f32 = peak_of(HWY_DYNAMIC_DISPATCH(f32_multiply_adds));
+    return {.copy_bytes_per_s = 2.0 * kBufferBytes / copies[kCopies / 2],
+            .f64_flops_per_s = peak_of(HWY_DYNAMIC_DISPATCH(f64_multiply_adds)),
+            .f32_flops_per_s = f32,
+            .bf16_flops_per_s = has_bf16_products() ? peak_of(bf16_multiply_adds) : f32};
+  }
+
+ private:
+  static void parallel_blocks(const std::function<void(int64_t first, int64_t count)>& body) {
+    constexpr int64_t kBlocks = kBufferBytes / static_cast<int64_t>(sizeof(float)) / kBlock;
+    parallel_for(kBlocks, 1,
+                 [&](int64_t begin, int64_t end) { body(begin * kBlock, (end - begin) * kBlock); });
+  }
+
+  BlockPool pool_{2 * kBufferBytes};  // not the allocator: the buffers are no part of what is measured
+  float* from_ = static_cast<float*>(pool_.grow(2 * kBufferBytes, true));
+  float* to_ = nullptr;
+};
+
+std::unique_ptr<RooflineProbe> probe_of(Device device) {
+  check_available(device);
+  if constexpr (kBuiltWithCuda) {
+    if (device.type == DeviceType::cuda) return cuda::roofline_probe(device.index);
+  }
+  ELWISE_CHECK(device == kCpu, "roofline: nothing runs on ", device);
+  return std::make_unique<CpuProbe>();
+}
+
 }  // namespace
 
 double Roofline::seconds(const KernelCost& cost, DType dtype) const {
@@ -145,48 +197,7 @@ double Roofline::seconds(const KernelCost& cost, DType dtype) const {
   return std::max(cost.bytes() / copy_bytes_per_s, cost.flops / peak);
 }
 
-struct RooflineMeter::Buffers {
-  BlockPool pool{2 * kBufferBytes};  // not the allocator: the buffers are no part of what is measured
-  float* from = static_cast<float*>(pool.grow(2 * kBufferBytes, true));
-  float* to = nullptr;
-
-  Buffers() {
-    if (from == nullptr)
-      throw OutOfMemoryError("roofline: out of memory: expected 128 MiB for the buffers of a copy");
-    to = from + kBufferBytes / static_cast<int64_t>(sizeof(float));
-    parallel_blocks([&](int64_t i, int64_t count) {  // touched first by the threads that will use them
-      std::memset(from + i, 0, static_cast<size_t>(count) * sizeof(float));
-      std::memset(to + i, 0, static_cast<size_t>(count) * sizeof(float));
-    });
-  }
-  ~Buffers() { pool.give_back(from); }
-
-  static void parallel_blocks(const std::function<void(int64_t first, int64_t count)>& body) {
-    constexpr int64_t kBlocks = kBufferBytes / static_cast<int64_t>(sizeof(float)) / kBlock;
-    parallel_for(kBlocks, 1,
-                 [&](int64_t begin, int64_t end) { body(begin * kBlock, (end - begin) * kBlock); });
-  }
-};
-
-RooflineMeter::RooflineMeter() : buffers_(std::make_unique<Buffers>()) {}
-RooflineMeter::~RooflineMeter() = default;
-
-Roofline RooflineMeter::measure() {
-  std::array<double, kCopies> copies{};
-  for (double& seconds : copies) {
-    seconds = seconds_of([&] {
-      Buffers::parallel_blocks([&](int64_t i, int64_t count) {
-        HWY_DYNAMIC_DISPATCH(stream_copy)(buffers_->from + i, buffers_->to + i, count);
-      });
-    });
-  }
-  std::ranges::sort(copies);
-  const double f32 = peak_of(HWY_DYNAMIC_DISPATCH(f32_multiply_adds));
-  return {.copy_bytes_per_s = 2.0 * kBufferBytes / copies[kCopies / 2],
-          .f64_flops_per_s = peak_of(HWY_DYNAMIC_DISPATCH(f64_multiply_adds)),
-          .f32_flops_per_s = f32,
-          .bf16_flops_per_s = has_bf16_products() ? peak_of(bf16_multiply_adds) : f32};
-}
+RooflineMeter::RooflineMeter(Device device) : probe_(probe_of(device)) {}
 
 }  // namespace elwise
 #endif

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -119,6 +120,11 @@ class Workspaces {
 };
 
 thread_local Workspaces workspaces;
+
+struct TimerEvents {
+  Event start{Event::Timing::on}, end{Event::Timing::on};
+};
+thread_local std::array<std::optional<TimerEvents>, kMostDevices> timers;
 
 /// Pinned memory for copies to a device: the host's memory may change or go as soon as it was copied here.
 class Staging {
@@ -298,6 +304,21 @@ void synchronize(int device) {
   const IndexWords& words = kIndexWords[found.kernel];
   fail(words.kernel, ": ", words.index, " ", found.index, " ", words.position, " ", found.position,
        " is outside [0, ", found.size, ")");
+}
+
+void start_timer(int device) {
+  const DeviceGuard guard(device);
+  auto& timer = timers[static_cast<size_t>(device)];
+  if (!timer) timer.emplace();
+  timer->start.record(current_stream());
+}
+
+double stop_timer(int device) {
+  const DeviceGuard guard(device);
+  TimerEvents& timer = timers[static_cast<size_t>(device)].value();
+  timer.end.record(current_stream());
+  synchronize(device);
+  return 1e-3 * static_cast<double>(timer.end.milliseconds_since(timer.start));
 }
 
 void copy(void* to, Device to_device, const void* from, Device from_device, int64_t bytes) {

@@ -65,7 +65,7 @@ CostResult measure_cost(const CostRequest& request, const std::function<bool(int
   std::vector<MatmulShape> products;
   std::vector<ProfiledStep> profiled;
   std::optional<RooflineMeter> roofline;
-  if (request.profile && device == kCpu) roofline.emplace();
+  if (request.profile && device != kMeta) roofline.emplace(device);
   for (int64_t step = 0; step < request.warmup + request.steps; ++step) {
     if (step == request.warmup) reset_memory_peak(device);
     const MaskedLmBatch batch = data.next(request.batch, request.length, device);
@@ -130,6 +130,7 @@ nlohmann::ordered_json to_json(const CostRequest& request, const CostResult& res
   json["order"] = has_order ? nlohmann::ordered_json(mechanism.order) : nlohmann::ordered_json();
   json["device"] = detail::concatenate(request.model.options.device);
   json["dtype"] = name_of(request.model.options.dtype);
+  json["tf32"] = tf32_allowed();
   json["causal"] = request.model.causal;
   json["batch"] = request.batch;
   json["seq_len"] = request.length;

@@ -20,10 +20,10 @@ std::vector<std::string> keys(const nlohmann::json& object) {
   return result;
 }
 
-nlohmann::json measured(const std::string& options) {
+nlohmann::json measured(const std::string& options, const std::string& environment = "") {
   const TemporaryFolder folder;
   const auto json = folder / "cost.json";
-  const Run result = run_command(kProgram + kSizes + options + " --json " + json.string());
+  const Run result = run_command(environment + kProgram + kSizes + options + " --json " + json.string());
   REQUIRE_MESSAGE(result.status == 0, result.output);
   return json_lines(json).at(0);
 }
@@ -50,10 +50,17 @@ TEST_CASE("--device cuda: the fields, losses and FLOPs of the CPU, and the memor
   }
 }
 
-TEST_CASE("--profile on a GPU lists its kernels") {
-  const auto line = measured("--attention ea-6 --device cuda --profile");
+TEST_CASE("--profile on a GPU lists its kernels, their times and shares of its roofline") {
+  // The work by which the roofline is measured grows with the multiprocessors.
+  const auto line =
+      measured("--attention ea-6 --device cuda --profile", "ELWISE_EMULATION_MULTIPROCESSORS=2 ");
   bool found = false;
-  for (const auto& kernel : line["profile"]) found |= kernel["kernel"] == "ea_series_backward";
+  for (const auto& kernel : line["profile"]) {
+    CAPTURE(kernel["kernel"].get<std::string>());
+    CHECK(kernel["ms"].get<double>() > 0);
+    CHECK(kernel["roofline_share"].get<double>() > 0);
+    found |= kernel["kernel"] == "ea_series_backward";
+  }
   CHECK(found);
 }
 

@@ -47,6 +47,12 @@ Streams initial_streams() {
   return name != nullptr && std::strcmp(name, "lazy") == 0 ? Streams::lazy : Streams::eager;
 }
 
+/// ELWISE_EMULATION_MULTIPROCESSORS, for work whose size follows the device's.
+int multiprocessors() {
+  const char* chosen = std::getenv("ELWISE_EMULATION_MULTIPROCESSORS");
+  return chosen == nullptr ? kMultiprocessors : std::atoi(chosen);
+}
+
 struct Runtime {
   Streams mode = initial_streams();
   std::vector<std::unique_ptr<CUstream_st>> streams;  // destroyed ones, too: events still name them
@@ -168,7 +174,7 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = kMultiprocessors;
+  *value = multiprocessors();
   return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() {
