@@ -7,7 +7,7 @@ namespace elwise {
 
 /// y = softmax(x) over each row, its maximum subtracted first; y may be x. Row r belongs to batch entry
 /// r / (rows / batch) and is query r % queries. A column that key_mask or causality hides gets weight 0; a
-/// row with no visible column is all 0.
+/// row with no visible column is all 0. A row of visible -infinity is NaN (cuDNN gives zeros for f32, bf16).
 struct SoftmaxForward {
   DType dtype;
   const void* x;  // [rows, cols]

@@ -79,6 +79,10 @@ TEST_CASE("large, masked and spoilt rows") {
       Values values{1, 1, 1, 0, 0, 0, 2, 2, 2}, wanted{third, third, third, 0, 0, 0, third, third, third};
       std::copy(row.begin(), row.end(), values.begin() + 3);
       std::copy(expected.begin(), expected.end(), wanted.begin() + 3);
+      const bool hidden = std::ranges::all_of(row, [](double x) { return x == -kInfinity; });
+      if (hidden && dtype != DType::f64 && test_device() != kCpu) {  // cuDNN's
+        std::fill_n(wanted.begin() + 3, 3, 0.0);
+      }
       const Tensor x = to(from_vector(values, {3, 3}), test_device());
       check_close(values_of(softmax(cast(x, dtype))), wanted, tolerance_of(dtype), "softmax");
       const Tensor view = concat({zeros({1}, x.options()), reshape(x, {9})}, 0).alias({3, 3}, 1);

@@ -19,9 +19,10 @@ float rounded_to_tf32(float x) {
   return std::bit_cast<float>((bits + 0x1000U) & ~0x1FFFU);
 }
 
-double gelu(double x) {
+/// With f32's digits in f64 too, as cuBLASLt's.
+float gelu(double x) {
   constexpr double kSqrtTwoOverPi = 0.7978845608028654;
-  return 0.5 * x * (1 + std::tanh(kSqrtTwoOverPi * (x + 0.044715 * x * x * x)));
+  return static_cast<float>(0.5 * x * (1 + std::tanh(kSqrtTwoOverPi * (x + 0.044715 * x * x * x))));
 }
 
 /// One product of a batch. T is the elements' type in memory, Number the one that they are numbers in.

@@ -129,7 +129,9 @@ cudnnStatus_t cudnnSoftmaxForward(cudnnHandle_t handle, cudnnSoftmaxAlgorithm_t,
       for (int64_t c = 0; c < shape.cols; ++c) {
         sum += values[static_cast<size_t>(c)] = std::exp(from.get(first + c) - largest);
       }
-      for (double& value : values) value /= sum;
+      // A row of -infinity alone: NaN in f64, else zeros, as cuDNN gives.
+      const bool zeros = largest == -INFINITY && std::isnan(sum) && shape.type != CUDNN_DATA_DOUBLE;
+      for (double& value : values) value = zeros ? 0 : value / sum;
     });
   });
   return CUDNN_STATUS_SUCCESS;
