@@ -27,8 +27,9 @@ struct Columns {
 
   Values of(const Tensor& x) const {
     Values values;
+    const Tensor host = in_f64(x);
     for (const int64_t column : columns) {
-      const float* first = x.data<float>() + column / channels * length * channels + column % channels;
+      const double* first = host.data<double>() + column / channels * length * channels + column % channels;
       for (int64_t i = 0; i < length; ++i) values.push_back(first[i * channels]);
     }
     return values;
@@ -56,18 +57,23 @@ struct Gradients {
 
   std::string difference_from(const Columns& columns, const Values& expected_dq, const Values& expected_dk,
                               const Values& expected_dv) const {
-    return first_of({difference("dq", columns.of(dq), expected_dq, kLargestGradient),
-                     difference("dk", columns.of(dk), expected_dk, kLargestGradient),
-                     difference("dv", columns.of(dv), expected_dv, kLargestGradient)});
+    return first_of({difference("dq", dq.dtype(), columns.of(dq), expected_dq, kLargestGradient),
+                     difference("dk", dk.dtype(), columns.of(dk), expected_dk, kLargestGradient),
+                     difference("dv", dv.dtype(), columns.of(dv), expected_dv, kLargestGradient)});
   }
   Tensor dq, dk, dv;
 };
+
+Tensor series_partials(const Shape& shape, int order, Operands& operands) {
+  return operands.scratch_statistics(
+      {shape[0], ea_series_chunks(shape[1]), ea_series_carry_rows(order), shape[2]});
+}
 
 /// Forward as in training: it writes the moments that backward starts from, which its cost leaves out.
 EaSeriesForward series_arguments(const Shape& shape, int order, bool causal, const Inputs& in,
                                  const Tensor& y, Operands& operands) {
   const Shape carry{shape[0], ea_series_carries(shape[1], causal), ea_series_carry_rows(order), shape[2]};
-  return {.dtype = DType::f32,
+  return {.dtype = operands.dtype(),
           .q = in.q.data(),
           .k = in.k.data(),
           .v = in.v.data(),
@@ -77,17 +83,18 @@ EaSeriesForward series_arguments(const Shape& shape, int order, bool causal, con
           .channels = shape[2],
           .order = order,
           .causal = causal,
-          .carry = operands.scratch(carry).data()};
+          .carry = operands.scratch_statistics(carry).data(),
+          .partials = causal ? nullptr : series_partials(shape, order, operands).data()};
 }
 
 KernelCall series_forward(const Shape& shape, int order, bool causal, Operands operands) {
   const Inputs in(shape, operands);
   const Tensor y = operands.output(shape);
   const EaSeriesForward arguments = series_arguments(shape, order, causal, in, y, operands);
-  return operands.call(cpu::ea_series_forward, arguments, [=] {
+  return operands.call(ELWISE_KERNEL(ea_series_forward), arguments, [=] {
     const Columns columns(shape);
     const naive::EaSeriesShape sampled{columns.count(), columns.length, 1, order, causal};
-    return difference("y", columns.of(y),
+    return difference("y", y.dtype(), columns.of(y),
                       naive::ea_series(sampled, columns.of(in.q), columns.of(in.k), columns.of(in.v)));
   });
 }
@@ -95,17 +102,17 @@ KernelCall series_forward(const Shape& shape, int order, bool causal, Operands o
 KernelCall series_backward(const Shape& shape, int order, bool causal, Operands operands) {
   const Inputs in(shape, operands);
   const Tensor dy = operands.uniform(shape, -kLargestGradient, kLargestGradient);
-  const Tensor y = empty(shape);
+  const Tensor y = operands.scratch(shape);
   const EaSeriesForward forward = series_arguments(shape, order, causal, in, y, operands);
-  cpu::ea_series_forward(forward);
+  run(ELWISE_KERNEL(ea_series_forward), forward, operands);
   const Gradients out(shape, operands);
-  const EaSeriesBackward arguments{.dtype = DType::f32,
+  const EaSeriesBackward arguments{.dtype = operands.dtype(),
                                    .q = in.q.data(),
                                    .k = in.k.data(),
                                    .v = in.v.data(),
                                    .dy = dy.data(),
                                    .carry = forward.carry,
-                                   .partials = nullptr,
+                                   .partials = series_partials(shape, order, operands).data(),
                                    .dq = out.dq.data(),
                                    .dk = out.dk.data(),
                                    .dv = out.dv.data(),
@@ -114,7 +121,7 @@ KernelCall series_backward(const Shape& shape, int order, bool causal, Operands 
                                    .channels = shape[2],
                                    .order = order,
                                    .causal = causal};
-  return operands.call(cpu::ea_series_backward, arguments, [=] {
+  return operands.call(ELWISE_KERNEL(ea_series_backward), arguments, [=] {
     const Columns columns(shape);
     const naive::EaSeriesShape sampled{columns.count(), columns.length, 1, order, causal};
     const naive::EaSeriesGradient expected = naive::ea_series_backward(
@@ -123,9 +130,9 @@ KernelCall series_backward(const Shape& shape, int order, bool causal, Operands 
   });
 }
 
-EaForward ea_arguments(const Shape& shape, bool causal, const Inputs& in, const Tensor& y,
+EaForward ea_arguments(DType dtype, const Shape& shape, bool causal, const Inputs& in, const Tensor& y,
                        const Tensor& denominator) {
-  return {.dtype = DType::f32,
+  return {.dtype = dtype,
           .q = in.q.data(),
           .k = in.k.data(),
           .v = in.v.data(),
@@ -157,23 +164,26 @@ Values naive_denominator(const naive::EaShape& shape, const Values& q, const Val
 KernelCall ea_forward(const Shape& shape, bool causal, Operands operands) {
   static_assert(2 * kLargestQuery < kEaNear);
   const Inputs in(shape, operands);
-  const Tensor y = operands.output(shape), denominator = operands.output(shape);
-  return operands.call(cpu::ea_forward, ea_arguments(shape, causal, in, y, denominator), [=] {
-    const Columns columns(shape);
-    const naive::EaShape sampled{columns.count(), columns.length, 1, causal};
-    const Values q = columns.of(in.q), k = columns.of(in.k);
-    return first_of({difference("y", columns.of(y), naive::ea_forward(sampled, q, k, columns.of(in.v))),
-                     difference("denominator", columns.of(denominator), naive_denominator(sampled, q, k))});
-  });
+  const Tensor y = operands.output(shape), denominator = operands.statistics(shape);
+  return operands.call(
+      ELWISE_KERNEL(ea_forward), ea_arguments(operands.dtype(), shape, causal, in, y, denominator), [=] {
+        const Columns columns(shape);
+        const naive::EaShape sampled{columns.count(), columns.length, 1, causal};
+        const Values q = columns.of(in.q), k = columns.of(in.k);
+        return first_of(
+            {difference("y", y.dtype(), columns.of(y), naive::ea_forward(sampled, q, k, columns.of(in.v))),
+             difference("denominator", denominator.dtype(), columns.of(denominator),
+                        naive_denominator(sampled, q, k))});
+      });
 }
 
 KernelCall ea_backward(const Shape& shape, bool causal, Operands operands) {
   const Inputs in(shape, operands);
   const Tensor dy = operands.uniform(shape, -kLargestGradient, kLargestGradient);
-  const Tensor y = operands.scratch(shape), denominator = operands.scratch(shape);
-  cpu::ea_forward(ea_arguments(shape, causal, in, y, denominator));
+  const Tensor y = operands.scratch(shape), denominator = operands.scratch_statistics(shape);
+  run(ELWISE_KERNEL(ea_forward), ea_arguments(operands.dtype(), shape, causal, in, y, denominator), operands);
   const Gradients out(shape, operands);
-  const EaBackward arguments{.dtype = DType::f32,
+  const EaBackward arguments{.dtype = operands.dtype(),
                              .q = in.q.data(),
                              .k = in.k.data(),
                              .v = in.v.data(),
@@ -187,7 +197,7 @@ KernelCall ea_backward(const Shape& shape, bool causal, Operands operands) {
                              .length = shape[1],
                              .channels = shape[2],
                              .causal = causal};
-  return operands.call(cpu::ea_backward, arguments, [=] {
+  return operands.call(ELWISE_KERNEL(ea_backward), arguments, [=] {
     const Columns columns(shape);
     const naive::EaShape sampled{columns.count(), columns.length, 1, causal};
     const naive::EaGradients expected =
@@ -201,17 +211,17 @@ KernelCall ea_backward(const Shape& shape, bool causal, Operands operands) {
 KernelCall softmax_forward(const Shape& shape, bool causal, Operands operands) {
   const int64_t heads = shape[0], queries = shape[1], keys = shape[2];
   const Tensor x = operands.uniform(shape, -4, 4), y = operands.output(shape);
-  const SoftmaxForward arguments{.dtype = DType::f32,
+  const SoftmaxForward arguments{.dtype = operands.dtype(),
                                  .x = x.data(),
                                  .y = y.data(),
                                  .rows = heads * queries,
                                  .cols = keys,
                                  .queries = queries,
                                  .causal = causal};
-  return operands.call(cpu::softmax_forward, arguments, [=] {
+  return operands.call(ELWISE_KERNEL(softmax_forward), arguments, [=] {
     const std::vector<int64_t> sample = spread(heads, 2);
     const int64_t rows = static_cast<int64_t>(sample.size()) * queries;
-    return difference("y", values_at(y, 1, heads, queries * keys, sample),
+    return difference("y", y.dtype(), values_at(y, 1, heads, queries * keys, sample),
                       naive::softmax(values_at(x, 1, heads, queries * keys, sample), rows, keys,
                                      {.queries = queries, .causal = causal}));
   });
@@ -223,11 +233,11 @@ KernelCall softmax_backward(const Shape& shape, Operands operands) {
   const Tensor y = operands.uniform(shape, 0, 2.0 / static_cast<double>(cols));
   const Tensor dy = operands.uniform(shape), dx = operands.output(shape);
   const SoftmaxBackward arguments{
-      .dtype = DType::f32, .y = y.data(), .dy = dy.data(), .dx = dx.data(), .rows = rows, .cols = cols};
-  return operands.call(cpu::softmax_backward, arguments, [=] {
+      .dtype = operands.dtype(), .y = y.data(), .dy = dy.data(), .dx = dx.data(), .rows = rows, .cols = cols};
+  return operands.call(ELWISE_KERNEL(softmax_backward), arguments, [=] {
     const std::vector<int64_t> sample = spread(rows, 1024);
     return difference(
-        "dx", values_at(dx, 1, rows, cols, sample),
+        "dx", dx.dtype(), values_at(dx, 1, rows, cols, sample),
         naive::softmax_backward(values_at(y, 1, rows, cols, sample), values_at(dy, 1, rows, cols, sample),
                                 static_cast<int64_t>(sample.size()), cols));
   });

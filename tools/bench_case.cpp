@@ -3,16 +3,23 @@
 #include <algorithm>
 #include <cmath>
 
+#include "autograd/grad_mode.h"
 #include "ops/dropout.h"
 #include "ops/elementwise.h"
 
 namespace elwise::tools {
 
+Tensor in_f64(const Tensor& x) {
+  const NoGradGuard no_grad;
+  return cast(on_host(x), DType::f64);
+}
+
 std::string fault_of(const KernelCall& call) {
   for (size_t i = 0; i < call.outputs.size(); ++i) {
-    const float* first = call.outputs[i].data<float>();
-    const float* end = first + call.outputs[i].count();
-    const float* bad = std::find_if(first, end, [](float value) { return !std::isfinite(value); });
+    const Tensor output = in_f64(call.outputs[i]);
+    const double* first = output.data<double>();
+    const double* end = first + output.count();
+    const double* bad = std::find_if(first, end, [](double value) { return !std::isfinite(value); });
     if (bad != end) {
       return elwise::detail::concatenate("output ", i, ": element ", bad - first, " is ", *bad,
                                          ": not written, or not finite");
@@ -21,10 +28,18 @@ std::string fault_of(const KernelCall& call) {
   return call.compare();
 }
 
-Tensor Operands::uniform(const Shape& shape, double low, double high) {
-  const Tensor x = shared(empty(shape));
+Tensor Operands::uniform_as(DType dtype, const Shape& shape, double low, double high) {
+  const Tensor x = empty(shape);
   fill_uniform(x, low, high, generator_);
-  return x;
+  return shared(to(cast(x, dtype), device()));
+}
+
+Tensor Operands::uniform(const Shape& shape, double low, double high) {
+  return uniform_as(dtype(), shape, low, high);
+}
+
+Tensor Operands::uniform_statistics(const Shape& shape, double low, double high) {
+  return uniform_as(accumulation_dtype(dtype()), shape, low, high);
 }
 
 Tensor Operands::indices(int64_t count, int64_t size) {
@@ -32,15 +47,27 @@ Tensor Operands::indices(int64_t count, int64_t size) {
   std::vector<int64_t> values;
   for (int64_t i = 0; i < count; ++i)
     values.push_back(static_cast<int64_t>(stream.word(static_cast<uint64_t>(i))) % size);
-  return shared(from_vector(values, {count}));
+  return shared(to(from_vector(values, {count}), device()));
 }
 
 Tensor Operands::output(const Shape& shape) {
-  return updated(full(shape, NAN));
+  return updated(full(shape, NAN, options_));
+}
+
+Tensor Operands::statistics(const Shape& shape) {
+  return updated(full(shape, NAN, {.dtype = accumulation_dtype(dtype()), .device = device()}));
 }
 
 Tensor Operands::scratch(const Shape& shape) {
-  return shared(full(shape, NAN));
+  return shared(full(shape, NAN, options_));
+}
+
+Tensor Operands::scratch_statistics(const Shape& shape) {
+  return shared(full(shape, NAN, {.dtype = accumulation_dtype(dtype()), .device = device()}));
+}
+
+Tensor Operands::scratch_indices(int64_t count) {
+  return shared(empty({count}, {.dtype = DType::i64, .device = device()}));
 }
 
 Tensor Operands::updated(const Tensor& operand) {
@@ -51,23 +78,27 @@ Tensor Operands::shared(const Tensor& operand) {
   return operands_.emplace_back(operand);
 }
 
-std::string case_name(const std::string& kernel, const Shape& shape, const std::string& form) {
-  std::string name = kernel + "/f32/";
-  for (int dim = 0; dim < shape.rank(); ++dim) name += (dim > 0 ? "x" : "") + std::to_string(shape[dim]);
-  return form.empty() ? name : name + "/" + form;
+std::string BenchCase::name(DType dtype) const {
+  return kernel + "/" + std::string(name_of(dtype)) + "/" + form;
+}
+
+std::string form_of(const Shape& shape, const std::string& form) {
+  std::string sizes;
+  for (int dim = 0; dim < shape.rank(); ++dim) sizes += (dim > 0 ? "x" : "") + std::to_string(shape[dim]);
+  return form.empty() ? sizes : sizes + "/" + form;
 }
 
 BenchCase bench_case(const std::string& kernel, const Shape& shape, const std::string& form,
                      CallMaker maker) {
-  return {case_name(kernel, shape, form), [maker = std::move(maker)] { return maker; }};
+  return {kernel, form_of(shape, form), [maker = std::move(maker)](const TensorOptions&) { return maker; }};
 }
 
-std::vector<KernelCall> make_calls(const BenchCase& bench, double bytes) {
-  const CallMaker maker = bench.make();
+std::vector<KernelCall> make_calls(const BenchCase& bench, const TensorOptions& options, double bytes) {
+  const CallMaker maker = bench.make(options);
   std::vector<KernelCall> calls;
   double moved = 0;
   do {
-    calls.push_back(maker(Operands(calls.size())));
+    calls.push_back(maker(Operands(calls.size(), options)));
     moved += calls.back().cost.bytes();
   } while (moved < bytes);
   return calls;
@@ -94,28 +125,29 @@ std::vector<int64_t> spread(int64_t count, int64_t samples) {
 }
 
 Values values_of(const Tensor& x) {
-  const float* first = x.data<float>();
-  return Values(first, first + x.count());
+  return in_f64(x).to_vector<double>();
 }
 
 Values values_at(const Tensor& x, int64_t outer, int64_t size, int64_t inner,
                  const std::vector<int64_t>& indices) {
   ELWISE_CHECK(outer * size * inner == x.count(), "values_at: expected ", outer * size * inner,
                " elements, got ", x.count());
-  const float* first = x.data<float>();
+  const Tensor host = in_f64(x);
+  const double* first = host.data<double>();
   Values values;
   values.reserve(static_cast<size_t>(outer * inner) * indices.size());
   for (int64_t o = 0; o < outer; ++o) {
     for (const int64_t index : indices) {
-      const float* run = first + (o * size + index) * inner;
+      const double* run = first + (o * size + index) * inner;
       values.insert(values.end(), run, run + inner);
     }
   }
   return values;
 }
 
-std::string difference(const std::string& what, const Values& actual, const Values& expected, double terms) {
-  return testing::mismatch(actual, expected, testing::kF32Tolerance, what, terms);
+std::string difference(const std::string& what, DType dtype, const Values& actual, const Values& expected,
+                       double terms) {
+  return testing::mismatch(actual, expected, testing::tolerance_of(dtype), what, terms);
 }
 
 std::string first_of(std::initializer_list<std::string> differences) {

@@ -17,9 +17,9 @@ namespace elwise::tools {
 
 using testing::Values;
 
-/// One kernel on operands of its own (f32).
+/// One kernel on operands of its own.
 struct KernelCall {
-  DType dtype;  // that it computes in
+  DType dtype;  // of the operands
   KernelCost cost;
   std::function<void()> run;
   /// How the outputs differ from the naive form once run() was called a single time; empty where they do not.
@@ -33,18 +33,35 @@ struct KernelCall {
 /// NaN, or compare()'s difference. Empty where nothing is.
 std::string fault_of(const KernelCall& call);
 
+/// A kernel as Operands::call takes it: run where its operands are.
+#define ELWISE_KERNEL(kernel)                                        \
+  [](::elwise::Device kernel_device, const auto& kernel_arguments) { \
+    ELWISE_DISPATCH(kernel_device, kernel, (kernel_arguments));      \
+  }
+
 /// The operands of one call, kept alive by it. Equal seeds give equal elements.
 class Operands {
  public:
-  explicit Operands(uint64_t seed) : generator_(seed) {}
+  Operands(uint64_t seed, const TensorOptions& options) : generator_(seed), options_(options) {}
+
+  DType dtype() const { return options_.dtype; }
+  Device device() const { return options_.device; }
 
   Tensor uniform(const Shape& shape, double low = -1, double high = 1);
+  /// The same, in the dtype that sums and moments are kept in beside bf16.
+  Tensor uniform_statistics(const Shape& shape, double low = -1, double high = 1);
   /// i64, uniform in [0, size).
   Tensor indices(int64_t count, int64_t size);
   /// What the kernel overwrites.
   Tensor output(const Shape& shape);
+  /// The same, in the dtype of uniform_statistics().
+  Tensor statistics(const Shape& shape);
   /// What it writes for its own use, or for another kernel's.
   Tensor scratch(const Shape& shape);
+  /// The same, in the dtype of uniform_statistics().
+  Tensor scratch_statistics(const Shape& shape);
+  /// i64, not set.
+  Tensor scratch_indices(int64_t count);
   /// Names an operand that the kernel updates in place as an output too.
   Tensor updated(const Tensor& operand);
   /// Keeps a tensor made elsewhere.
@@ -52,39 +69,53 @@ class Operands {
   RandomStream random(int64_t count) { return generator_.reserve(static_cast<uint64_t>(count)); }
 
   /// The call of `kernel`. To be called last.
-  template <class Arguments>
-  KernelCall call(void (*kernel)(const Arguments&), const Arguments& arguments,
-                  std::function<std::string()> compare) {
-    return {.dtype = elwise::detail::dtype_of_kernel(arguments),
+  template <class Kernel, class Arguments>
+  KernelCall call(const Kernel& kernel, const Arguments& arguments, std::function<std::string()> compare) {
+    return {.dtype = dtype(),
             .cost = arguments.cost(),
-            .run = [=] { kernel(arguments); },
+            .run = [kernel, arguments, device = device()] { kernel(device, arguments); },
             .compare = std::move(compare),
             .outputs = std::move(outputs_),
             .operands = std::move(operands_)};
   }
 
  private:
+  Tensor uniform_as(DType dtype, const Shape& shape, double low, double high);
+
   Generator generator_;
+  TensorOptions options_;
   std::vector<Tensor> outputs_, operands_;
 };
+
+/// Runs a kernel on `operands`, for what another needs.
+template <class Kernel, class Arguments>
+void run(const Kernel& kernel, const Arguments& arguments, const Operands& operands) {
+  kernel(operands.device(), arguments);
+}
 
 /// Makes one call.
 using CallMaker = std::function<KernelCall(Operands operands)>;
 
 /// One line of the benchmark.
 struct BenchCase {
-  std::string name;                      // KERNEL/dtype/shape, and what else sets it apart
-  std::function<CallMaker()> make = {};  // makes what all calls share, which lives as long as the maker
+  std::string kernel;  // "layer_norm_forward"
+  std::string form;    // its shape, and what else sets it apart: "512x768/residual"
+  /// Makes what all calls share, which lives as long as the maker.
+  std::function<CallMaker(const TensorOptions& options)> make = {};
+
+  /// KERNEL/dtype/shape/..
+  std::string name(DType dtype) const;
 };
 
 /// A case whose calls share nothing; `form` may be empty.
 BenchCase bench_case(const std::string& kernel, const Shape& shape, const std::string& form, CallMaker maker);
 
-/// KERNEL/f32/4x2048x768/form.
-std::string case_name(const std::string& kernel, const Shape& shape, const std::string& form);
+/// "4x2048x768/form".
+std::string form_of(const Shape& shape, const std::string& form);
 
-/// Calls of the case on operands of their own, as many as must move `bytes` in all, at least one.
-std::vector<KernelCall> make_calls(const BenchCase& bench, double bytes);
+/// Calls of the case on operands of their own, f32, f64 or bf16, as many as must move `bytes` in all, at
+/// least one.
+std::vector<KernelCall> make_calls(const BenchCase& bench, const TensorOptions& options, double bytes);
 
 /// Every case, at the shapes of BERT-base.
 std::vector<BenchCase> bench_cases();
@@ -99,14 +130,17 @@ std::vector<BenchCase> lookup_bench_cases();
 /// At most `samples` of the numbers below `count`, evenly spread, the first and the last among them.
 std::vector<int64_t> spread(int64_t count, int64_t samples);
 
-/// All elements of an f32 tensor.
+/// A floating-point tensor, wherever it is, on the host.
+Tensor in_f64(const Tensor& x);
+/// Its elements.
 Values values_of(const Tensor& x);
 /// Those of x, seen as [outer, size, inner], at `indices` of the middle dimension, in that order.
 Values values_at(const Tensor& x, int64_t outer, int64_t size, int64_t inner,
                  const std::vector<int64_t>& indices);
 
-/// mismatch() with the tests' tolerance for f32. The element that it names is one of the sample.
-std::string difference(const std::string& what, const Values& actual, const Values& expected,
+/// mismatch() of `actual`, which was stored as `dtype`, with the tests' tolerance for that. The element that
+/// it names is one of the sample.
+std::string difference(const std::string& what, DType dtype, const Values& actual, const Values& expected,
                        double terms = 0);
 /// The first that is not empty.
 std::string first_of(std::initializer_list<std::string> differences);

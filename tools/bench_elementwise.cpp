@@ -24,35 +24,35 @@ struct Elements {
 KernelCall gelu_forward(const Shape& shape, Operands operands) {
   const Tensor x = operands.uniform(shape, -4, 4), y = operands.output(shape);
   const UnaryForward arguments{
-      .dtype = DType::f32, .op = UnaryOp::gelu, .x = x.data(), .y = y.data(), .count = shape.count()};
-  return operands.call(cpu::unary_forward, arguments, [=] {
+      .dtype = operands.dtype(), .op = UnaryOp::gelu, .x = x.data(), .y = y.data(), .count = shape.count()};
+  return operands.call(ELWISE_KERNEL(unary_forward), arguments, [=] {
     const Elements elements(shape.count());
     Values expected = elements.of(x);
     for (double& value : expected) value = naive::unary(UnaryOp::gelu, value);
-    return difference("y", elements.of(y), expected);
+    return difference("y", y.dtype(), elements.of(y), expected);
   });
 }
 
 KernelCall gelu_backward(const Shape& shape, Operands operands) {
   const Tensor x = operands.uniform(shape, -4, 4), dy = operands.uniform(shape), dx = operands.output(shape);
-  const UnaryBackward arguments{.dtype = DType::f32,
+  const UnaryBackward arguments{.dtype = operands.dtype(),
                                 .op = UnaryOp::gelu,
                                 .saved = x.data(),
                                 .dy = dy.data(),
                                 .dx = dx.data(),
                                 .count = shape.count()};
-  return operands.call(cpu::unary_backward, arguments, [=] {
+  return operands.call(ELWISE_KERNEL(unary_backward), arguments, [=] {
     const Elements elements(shape.count());
     const Values input = elements.of(x);
     Values expected = elements.of(dy);
     for (size_t i = 0; i < input.size(); ++i) expected[i] *= naive::unary_derivative(UnaryOp::gelu, input[i]);
-    return difference("dx", elements.of(dx), expected);
+    return difference("dx", dx.dtype(), elements.of(dx), expected);
   });
 }
 
 KernelCall add(const Shape& shape, Operands operands) {
   const Tensor a = operands.uniform(shape), b = operands.uniform(shape), y = operands.output(shape);
-  const BinaryForward arguments{.dtype = DType::f32,
+  const BinaryForward arguments{.dtype = operands.dtype(),
                                 .op = BinaryOp::add,
                                 .a = a.data(),
                                 .b = b.data(),
@@ -60,33 +60,33 @@ KernelCall add(const Shape& shape, Operands operands) {
                                 .extents = {.rank = 1, .size = {shape.count()}},
                                 .a_strides = {1},
                                 .b_strides = {1}};
-  return operands.call(cpu::binary_forward, arguments, [=] {
+  return operands.call(ELWISE_KERNEL(binary_forward), arguments, [=] {
     const Elements elements(shape.count());
     const Values left = elements.of(a), right = elements.of(b);
     Values expected;
     for (size_t i = 0; i < left.size(); ++i)
       expected.push_back(naive::binary(BinaryOp::add, left[i], right[i]));
-    return difference("y", elements.of(y), expected);
+    return difference("y", y.dtype(), elements.of(y), expected);
   });
 }
 
 KernelCall dropout(const Shape& shape, Operands operands) {
   constexpr double kP = 0.1;
   const Tensor x = operands.uniform(shape), y = operands.output(shape);
-  const Dropout arguments{.dtype = DType::f32,
+  const Dropout arguments{.dtype = operands.dtype(),
                           .x = x.data(),
                           .y = y.data(),
                           .count = shape.count(),
                           .p = kP,
                           .stream = operands.random(shape.count())};
-  return operands.call(cpu::dropout, arguments, [=] {
+  return operands.call(ELWISE_KERNEL(dropout), arguments, [=] {
     const Elements elements(shape.count());
     Values expected = elements.of(x);
     for (size_t i = 0; i < expected.size(); ++i) {
       const auto word = arguments.stream.word(static_cast<uint64_t>(elements.sample[i]));
       expected[i] = static_cast<double>(uniform01(word)) >= kP ? expected[i] / (1 - kP) : 0;
     }
-    return difference("y", elements.of(y), expected);
+    return difference("y", y.dtype(), elements.of(y), expected);
   });
 }
 
@@ -96,13 +96,13 @@ KernelCall adam_step(const Shape& shape, Operands operands) {
   constexpr int64_t kStep = 10;
   const Elements elements(shape.count());
   const Tensor grad = operands.uniform(shape), param = operands.updated(operands.uniform(shape)),
-               m = operands.updated(operands.uniform(shape)),
-               v = operands.updated(operands.uniform(shape, 0.01, 1));
+               m = operands.updated(operands.uniform_statistics(shape)),
+               v = operands.updated(operands.uniform_statistics(shape, 0.01, 1));
   naive::AdamState before(elements.of(param));
   before.m = elements.of(m);
   before.v = elements.of(v);
   before.step = kStep - 1;
-  const AdamStep arguments{.dtype = DType::f32,
+  const AdamStep arguments{.dtype = operands.dtype(),
                            .param = param.data(),
                            .grad = grad.data(),
                            .m = m.data(),
@@ -117,12 +117,12 @@ KernelCall adam_step(const Shape& shape, Operands operands) {
                            .step_size = options.lr / (1 - std::pow(options.beta1, kStep)),
                            .v_scale = 1 / std::sqrt(1 - std::pow(options.beta2, kStep)),
                            .adaptive = true};
-  return operands.call(cpu::adam_step, arguments, [=] {
+  return operands.call(ELWISE_KERNEL(adam_step), arguments, [=] {
     naive::AdamState expected = before;
     naive::adam_step(expected, elements.of(grad), options, true);
-    return first_of({difference("param", elements.of(param), expected.param),
-                     difference("m", elements.of(m), expected.m),
-                     difference("v", elements.of(v), expected.v)});
+    return first_of({difference("param", param.dtype(), elements.of(param), expected.param),
+                     difference("m", m.dtype(), elements.of(m), expected.m),
+                     difference("v", v.dtype(), elements.of(v), expected.v)});
   });
 }
 

@@ -22,7 +22,7 @@ struct LookupColumns {
 KernelCall lookup(const Tensor& table, Operands operands) {
   operands.shared(table);
   const Tensor index = operands.indices(kTokens, kVocabulary), y = operands.output({kTokens, kHidden});
-  const IndexSelectForward arguments{.dtype = DType::f32,
+  const IndexSelectForward arguments{.dtype = operands.dtype(),
                                      .x = table.data(),
                                      .index = index.data<int64_t>(),
                                      .y = y.data(),
@@ -30,10 +30,10 @@ KernelCall lookup(const Tensor& table, Operands operands) {
                                      .size = kVocabulary,
                                      .count = kTokens,
                                      .inner = kHidden};
-  return operands.call(cpu::index_select_forward, arguments, [=] {
+  return operands.call(ELWISE_KERNEL(index_select_forward), arguments, [=] {
     const LookupColumns columns;
     return difference(
-        "y", columns.of(y),
+        "y", y.dtype(), columns.of(y),
         naive::index_select_forward(columns.shape, columns.of(table), index.to_vector<int64_t>()));
   });
 }
@@ -41,20 +41,22 @@ KernelCall lookup(const Tensor& table, Operands operands) {
 KernelCall lookup_gradient(const Tensor& table, Operands operands) {
   operands.updated(table);
   const Tensor index = operands.indices(kTokens, kVocabulary), dy = operands.uniform({kTokens, kHidden});
-  const IndexSelectBackward arguments{.dtype = DType::f32,
+  const Tensor order = operands.scratch_indices(index_order_size(kTokens)),
+               partials = operands.scratch_statistics({2, index_runs(kTokens), kHidden});
+  const IndexSelectBackward arguments{.dtype = operands.dtype(),
                                       .dy = dy.data(),
                                       .index = index.data<int64_t>(),
                                       .dx = table.data(),
-                                      .order = nullptr,
-                                      .partials = nullptr,
+                                      .order = order.data(),
+                                      .partials = partials.data(),
                                       .outer = 1,
                                       .size = kVocabulary,
                                       .count = kTokens,
                                       .inner = kHidden};
-  return operands.call(cpu::index_select_backward, arguments, [=] {
+  return operands.call(ELWISE_KERNEL(index_select_backward), arguments, [=] {
     const LookupColumns columns;
     return difference(
-        "dx", columns.of(table),
+        "dx", table.dtype(), columns.of(table),
         naive::index_select_backward(columns.shape, columns.of(dy), index.to_vector<int64_t>(),
                                      Values(static_cast<size_t>(kVocabulary * columns.shape.inner))));
   });
@@ -64,13 +66,13 @@ KernelCall lookup_gradient(const Tensor& table, Operands operands) {
 KernelCall swap(const Shape& shape, Operands operands) {
   const int64_t outer = shape[0], a = shape[1], b = shape[2], inner = shape[3];
   const Tensor x = operands.uniform(shape), y = operands.output(shape);
-  const StridedCopy arguments{.dtype = DType::f32,
+  const StridedCopy arguments{.dtype = operands.dtype(),
                               .x = x.data(),
                               .y = y.data(),
                               .extents = {.rank = 4, .size = {outer, b, a, inner}},
                               .x_strides = {a * b * inner, inner, b * inner, 1},
                               .y_strides = {a * b * inner, a * inner, inner, 1}};
-  return operands.call(cpu::strided_copy, arguments, [=] {
+  return operands.call(ELWISE_KERNEL(strided_copy), arguments, [=] {
     const Values from = values_of(x);
     Values expected;
     for (int64_t o = 0; o < outer; ++o) {
@@ -81,7 +83,7 @@ KernelCall swap(const Shape& shape, Operands operands) {
         }
       }
     }
-    return difference("y", values_of(y), expected);
+    return difference("y", y.dtype(), values_of(y), expected);
   });
 }
 
@@ -89,18 +91,23 @@ KernelCall swap(const Shape& shape, Operands operands) {
 
 std::vector<BenchCase> lookup_bench_cases() {
   // All calls look things up in one table, each at its own places: a table for each would take gigabytes.
-  const auto over_table = [](Tensor (*make_table)(), KernelCall (*make)(const Tensor&, Operands)) {
-    return [=]() -> CallMaker {
-      return [make, table = make_table()](Operands operands) { return make(table, std::move(operands)); };
+  const auto over_table = [](Tensor (*make_table)(const TensorOptions&),
+                             KernelCall (*make)(const Tensor&, Operands)) {
+    return [=](const TensorOptions& options) -> CallMaker {
+      return
+          [make, table = make_table(options)](Operands operands) { return make(table, std::move(operands)); };
     };
   };
-  const auto lookup_table = [] { return Operands(0).uniform({kVocabulary, kHidden}); };
-  const auto gradient_table = [] { return zeros({kVocabulary, kHidden}); };
+  const auto lookup_table = [](const TensorOptions& options) {
+    return Operands(0, options).uniform({kVocabulary, kHidden});
+  };
+  const auto gradient_table = [](const TensorOptions& options) {
+    return zeros({kVocabulary, kHidden}, options);
+  };
   const Shape shape{kTokens, kVocabulary, kHidden};
   std::vector<BenchCase> cases;
-  cases.push_back({case_name("index_select_forward", shape, ""), over_table(lookup_table, lookup)});
-  cases.push_back(
-      {case_name("index_select_backward", shape, ""), over_table(gradient_table, lookup_gradient)});
+  cases.push_back({"index_select_forward", form_of(shape, ""), over_table(lookup_table, lookup)});
+  cases.push_back({"index_select_backward", form_of(shape, ""), over_table(gradient_table, lookup_gradient)});
   cases.push_back(bench_case("strided_copy", {768, 3072}, "transpose", [](Operands operands) {
     return swap({1, 768, 3072, 1}, std::move(operands));
   }));

@@ -20,9 +20,10 @@ struct Stored {
 
   /// Rows of one head's matrix.
   Values values(const Tensor& x, int64_t inner, int64_t head) const {
+    const Tensor host = in_f64(x);
     Values result;
     for (int64_t row = 0; row < rows; ++row) {
-      const float* first = x.data<float>() + head * step() + row * leading(inner);
+      const double* first = host.data<double>() + head * step() + row * leading(inner);
       result.insert(result.end(), first, first + cols);
     }
     return result;
@@ -69,7 +70,7 @@ std::string compare(const Product& product, const Tensor& a, const Tensor& b, co
       }
     }
   }
-  return difference("c", actual, expected);
+  return difference("c", c.dtype(), actual, expected);
 }
 
 KernelCall matmul(const Product& product, Operands operands) {
@@ -78,8 +79,8 @@ KernelCall matmul(const Product& product, Operands operands) {
   const Tensor a = operands.uniform(left.shape(inner)), b = operands.uniform(right.shape(inner)),
                c = operands.output(result.shape(inner));
   const Tensor bias = product.bias ? operands.uniform({product.n}) : Tensor();
-  const Tensor workspace = operands.shared(empty({kMatmulWorkspaceBytes / size_of(DType::f32)}));
-  const Matmul arguments{.dtype = DType::f32,
+  const Tensor workspace = operands.scratch({kMatmulWorkspaceBytes / size_of(operands.dtype())});
+  const Matmul arguments{.dtype = operands.dtype(),
                          .a = a.data(),
                          .b = b.data(),
                          .c = c.data(),
@@ -97,7 +98,7 @@ KernelCall matmul(const Product& product, Operands operands) {
                          .b_inner = right.step(),
                          .c_inner = result.step(),
                          .bias = product.bias ? bias.data() : nullptr};
-  return operands.call(cpu::matmul, arguments, [=] { return compare(product, a, b, c, bias); });
+  return operands.call(ELWISE_KERNEL(matmul), arguments, [=] { return compare(product, a, b, c, bias); });
 }
 
 BenchCase matmul_case(const Product& product, const Shape& shape) {

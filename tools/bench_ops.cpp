@@ -4,10 +4,11 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
+#include <optional>
 
 #include <benchmark/benchmark.h>
 
+#include "core/device_timer.h"
 #include "core/parallel.h"
 #include "core/roofline.h"
 #include "tools/bench_case.h"
@@ -17,7 +18,12 @@
 namespace elwise::tools {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+/// How the cases run.
+struct Settings {
+  TensorOptions options;  // of their operands
+  int threads = num_threads();
+  bool warm = false;
+};
 
 /// What the calls of one case must move together, so that each finds its operands in memory, where the
 /// roofline's copy has them. Of the operands of a training step at these shapes only those that the kernel
@@ -25,26 +31,30 @@ using Clock = std::chrono::steady_clock;
 /// weights, gradients and the optimizer's state were last touched hundreds of MiB earlier, and outputs are
 /// fresh memory. To have all of them in memory is the slower and the more repeatable case, since the cache is
 /// shared with whoever else uses the machine.
-double cold_bytes() {
-  constexpr double kLeast = 128 << 20;
+double cold_bytes(Device device) {
+  constexpr double kLeast = 128 << 20, kOfGpu = 512 << 20;
+  if (device.type == DeviceType::cuda) return kOfGpu;
   return std::max(kLeast, 4.0 * static_cast<double>(sysconf(_SC_LEVEL3_CACHE_SIZE)));
 }
 
 /// The case that is being timed, and what its check said. Google Benchmark calls a benchmark several times.
 class Session {
  public:
-  /// The calls of a case move `bytes` together.
-  explicit Session(double bytes) : bytes_(bytes) {}
+  explicit Session(const Settings& settings)
+      : options_(settings.options),
+        bytes_(settings.warm ? 0 : cold_bytes(options_.device)),
+        meter_(options_.device) {}
 
   /// Makes and checks the calls of a case, unless they are there from the last time.
   void enter(const BenchCase& bench) {
-    if (name_ == bench.name) return;
+    const std::string name = bench.name(options_.dtype);
+    if (name_ == name) return;
     name_.clear();
     calls_.clear();
-    calls_ = make_calls(bench, bytes_);
+    calls_ = make_calls(bench, options_, bytes_);
     calls_.front().run();
     fault_ = fault_of(calls_.front());
-    name_ = bench.name;
+    name_ = name;
     if (!fault_.empty()) {
       fmt::print(stderr, "bench_ops: {} differs from its naive form: {}\n", name_, fault_);
       ++failures_;
@@ -55,22 +65,37 @@ class Session {
   const KernelCall& call() const { return calls_.front(); }
   int failures() const { return failures_; }
 
-  /// Runs the next call, on operands that have not been touched for the longest time.
-  double seconds_of_next() {
-    const KernelCall& call = calls_[next_++ % calls_.size()];
-    const Clock::time_point start = Clock::now();
-    call.run();
-    return std::chrono::duration<double>(Clock::now() - start).count();
+  /// Runs the next call, on operands that have not been touched for the longest time. Seconds of a call,
+  /// where it was waited for: on a GPU only one in several is. One alone would be timed with its launch,
+  /// which in a step goes on while the kernels before it run.
+  std::optional<double> run_next() {
+    if (!timer_) timer_.emplace(options_.device);
+    calls_[next_++ % calls_.size()].run();
+    ++running_;
+    return running_ < at_a_time_ ? std::nullopt : wait();
+  }
+
+  /// Waits for what runs.
+  std::optional<double> wait() {
+    if (!timer_) return {};
+    const double seconds = timer_->stop() / running_;
+    timer_.reset();
+    running_ = 0;
+    return seconds;
   }
 
   Roofline measure_roofline() { return meter_.measure(); }
 
  private:
+  TensorOptions options_;
   double bytes_;
   RooflineMeter meter_;
   std::string name_, fault_;
   std::vector<KernelCall> calls_;
   size_t next_ = 0;
+  int at_a_time_ = options_.device == kCpu ? 1 : 16;
+  int running_ = 0;
+  std::optional<DeviceTimer> timer_;
   int failures_ = 0;
 };
 
@@ -92,35 +117,42 @@ void run_case(benchmark::State& state, const BenchCase& bench, Session& session)
   }
   const KernelCost cost = session.call().cost;
   PairedTimes times(cost, session.call().dtype);
-  session.seconds_of_next();  // warm-up
+  const auto warm_up = [&] {
+    session.run_next();
+    session.wait();
+  };
+  warm_up();
   for ([[maybe_unused]] auto _ : state) {
-    times.add(session.seconds_of_next());
+    if (const std::optional<double> seconds = session.run_next()) times.add(*seconds);
     if (times.due()) {
       state.PauseTiming();
       times.close(session.measure_roofline());
-      session.seconds_of_next();  // the threads may have gone to sleep
+      warm_up();  // the threads may have gone to sleep
       state.ResumeTiming();
     }
   }
+  if (const std::optional<double> seconds = session.wait()) times.add(*seconds);
   if (times.pending()) times.close(session.measure_roofline());
   report(state, cost, times);
 }
 
 /// Runs what Google Benchmark's own options, in `arguments`, select.
-int run(std::vector<std::string> arguments, int threads, bool warm) {
-  set_num_threads(threads);
+int run(std::vector<std::string> arguments, const Settings& settings) {
+  set_num_threads(settings.threads);
   arguments.insert(arguments.begin(), "bench_ops");
   std::vector<char*> argv;
   for (std::string& argument : arguments) argv.push_back(argument.data());
   int argc = static_cast<int>(argv.size());
   benchmark::Initialize(&argc, argv.data());
   if (argc > 1) throw UsageError(fmt::format("unknown option {} (see bench_ops --help)", argv[1]));
-  benchmark::AddCustomContext("elwise_threads", std::to_string(threads));
-  benchmark::AddCustomContext("elwise_operands", warm ? "warm" : "cold");
+  benchmark::AddCustomContext("elwise_threads", std::to_string(settings.threads));
+  benchmark::AddCustomContext("elwise_operands", settings.warm ? "warm" : "cold");
+  benchmark::AddCustomContext("elwise_device", elwise::detail::concatenate(settings.options.device));
 
-  Session session(warm ? 0 : cold_bytes());
+  Session session(settings);
   for (const BenchCase& bench : bench_cases()) {
-    benchmark::RegisterBenchmark(bench.name.c_str(), [bench, &session](benchmark::State& state) {
+    const std::string name = bench.name(settings.options.dtype);
+    benchmark::RegisterBenchmark(name.c_str(), [bench, &session](benchmark::State& state) {
       run_case(state, bench, session);
     })->Unit(benchmark::kMicrosecond);
   }
@@ -128,6 +160,22 @@ int run(std::vector<std::string> arguments, int threads, bool warm) {
   benchmark::Shutdown();
   if (matched == 0) return kExitUsage;  // it has said why
   return session.failures() == 0 ? kExitOk : kExitFailure;
+}
+
+/// Throws UsageError.
+TensorOptions options_of(const std::string& device, const std::string& dtype) {
+  TensorOptions options;
+  try {
+    options.device = parse_device(device);
+  } catch (const Error& error) {
+    throw UsageError(error.what());
+  }
+  if (options.device == kMeta) throw UsageError("device: nothing runs on meta; expected cpu or cuda");
+  check_available(options.device);
+  options.dtype = dtype == "f64" ? DType::f64 : dtype == "bf16" ? DType::bf16 : DType::f32;
+  if (options.dtype == DType::bf16 && options.device == kCpu)
+    throw UsageError("dtype: the CPU's kernels take f32 and f64; expected --device cuda beside bf16");
+  return options;
 }
 
 }  // namespace
@@ -140,11 +188,17 @@ int main(int argc, char** argv) {
       "the bytes that a kernel must move over its time, as a share of the bandwidth of a copy; "
       "roofline_share: the roofline's time over its own; both medians of pairs measured in turn.",
       "bench_ops");
-  int threads = elwise::num_threads();
-  app.add_option("--threads", threads, "CPU threads")->check(CLI::Range(1, 1024))->capture_default_str();
-  bool warm = false;
+  Settings settings;
+  app.add_option("--threads", settings.threads, "CPU threads")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  std::string device = "cpu", dtype = "f32";
+  app.add_option("--device", device, "cpu, cuda or cuda:N")->capture_default_str();
+  app.add_option("--dtype", dtype, "f32 or f64; on a GPU bf16 too")
+      ->check(CLI::IsMember({"f32", "f64", "bf16"}))
+      ->capture_default_str();
   app.add_flag(
-      "--warm", warm,
+      "--warm", settings.warm,
       "use the same operands at each call: they are in the last-level cache where they fit; otherwise "
       "they are in memory");
   std::string format = "console", out_format = "json";  // Google Benchmark exits with 0 where they are wrong
@@ -162,6 +216,7 @@ int main(int argc, char** argv) {
     std::vector<std::string> arguments = app.remaining();
     arguments.push_back("--benchmark_format=" + format);
     arguments.push_back("--benchmark_out_format=" + out_format);
-    return run(arguments, threads, warm);
+    settings.options = options_of(device, dtype);
+    return run(arguments, settings);
   });
 }

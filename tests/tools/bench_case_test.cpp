@@ -15,15 +15,15 @@ namespace {
 std::map<std::string, BenchCase> smallest_cases() {
   std::map<std::string, BenchCase> smallest;
   for (const BenchCase& bench : bench_cases()) {  // listed from small to large
-    smallest.emplace(bench.name.substr(0, bench.name.find('/')), bench);
+    smallest.emplace(bench.kernel, bench);
   }
   return smallest;
 }
 
 TEST_CASE("the check passes right outputs and finds a wrong or missing element in any of them") {
   for (const auto& [kernel, bench] : smallest_cases()) {
-    CAPTURE(bench.name);
-    const std::vector<KernelCall> calls = make_calls(bench, 0);
+    CAPTURE(bench.form);
+    const std::vector<KernelCall> calls = make_calls(bench, {}, 0);
     REQUIRE(calls.size() == 1);
     const KernelCall& call = calls[0];
     const bool updates = kernel == "adam_step" || kernel == "index_select_backward";
@@ -48,7 +48,7 @@ TEST_CASE("the check passes right outputs and finds a wrong or missing element i
 }
 
 TEST_CASE("a kernel that computes something else is at fault") {
-  Operands operands(1);
+  Operands operands(1, {});
   const Tensor x = operands.uniform({100});
   Tensor y = operands.output({100});
   struct Copy {
@@ -57,11 +57,12 @@ TEST_CASE("a kernel that computes something else is at fault") {
     float* y;
     KernelCost cost() const { return {.flops = 0, .bytes_read = 400, .bytes_written = 400}; }
   };
-  void (*const doubled)(const Copy&) = [](const Copy& copy) {
+  const auto doubled = [](Device, const Copy& copy) {
     for (int i = 0; i < 100; ++i) copy.y[i] = 2 * copy.x[i];
   };
-  const KernelCall call = operands.call(doubled, Copy{DType::f32, x.data<float>(), y.data<float>()},
-                                        [=] { return difference("y", values_of(y), values_of(x)); });
+  const KernelCall call = operands.call(doubled, Copy{DType::f32, x.data<float>(), y.data<float>()}, [=] {
+    return difference("y", DType::f32, values_of(y), values_of(x));
+  });
   call.run();
   CHECK(fault_of(call).starts_with("y: element "));
   y.copy_from(x);
@@ -70,14 +71,17 @@ TEST_CASE("a kernel that computes something else is at fault") {
 
 TEST_CASE("names are unique") {
   std::set<std::string> names;
-  for (const BenchCase& bench : bench_cases()) CHECK_MESSAGE(names.insert(bench.name).second, bench.name);
+  for (const BenchCase& bench : bench_cases()) {
+    const std::string name = bench.name(DType::f32);
+    CHECK_MESSAGE(names.insert(name).second, name);
+  }
 }
 
 TEST_CASE("EA-series must move q, k, v, y forward and twice three tensors and dy backward") {
   for (const BenchCase& bench : attention_bench_cases()) {
-    const bool forward = bench.name == "ea_series_forward/f32/1x512x768/t6/causal";
-    if (!forward && bench.name != "ea_series_backward/f32/1x512x768/t6/causal") continue;
-    const KernelCost cost = make_calls(bench, 0)[0].cost;
+    const bool forward = bench.name(DType::f32) == "ea_series_forward/f32/1x512x768/t6/causal";
+    if (!forward && bench.name(DType::f32) != "ea_series_backward/f32/1x512x768/t6/causal") continue;
+    const KernelCost cost = make_calls(bench, {}, 0)[0].cost;
     CHECK((cost.bytes_read + cost.bytes_written) / (512 * 768) == (forward ? 16 : 28));
   }
 }
@@ -85,10 +89,10 @@ TEST_CASE("EA-series must move q, k, v, y forward and twice three tensors and dy
 TEST_CASE("calls on operands of their own until they move enough") {
   BenchCase bench;
   for (const BenchCase& each : bench_cases()) {
-    if (each.name == "sum_forward/f32/512x768/rows") bench = each;
+    if (each.name(DType::f32) == "sum_forward/f32/512x768/rows") bench = each;
   }
   const double bytes = 4.0 * (512 * 768 + 768);
-  const std::vector<KernelCall> calls = make_calls(bench, 2.5 * bytes);
+  const std::vector<KernelCall> calls = make_calls(bench, {}, 2.5 * bytes);
   REQUIRE(calls.size() == 3);
   CHECK(calls[0].outputs[0].data() != calls[1].outputs[0].data());
   CHECK(calls[0].operands[0].data() != calls[1].operands[0].data());
