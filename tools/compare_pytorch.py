@@ -7,7 +7,8 @@
 Both train the same model (pytorch_bert.py states PyTorch's: EA composed as in figure 2 of arXiv 2501.05730, SA by
 scaled_dot_product_attention) with AdamW and no dropout. Every measurement is a process of its own; the processes of
 a pair run one after the other and pairs alternate their order. Peak memory is the kernel's count for the whole
-process (ru_maxrss), for PyTorch with Python and its libraries, and with the compiler where it compiles.
+process (ru_maxrss), for PyTorch with Python and its libraries, and with the compiler where it compiles; on a GPU it
+is each allocator's own count of what its tensors took.
 """
 
 import argparse
@@ -95,6 +96,12 @@ def attentions(text: str) -> list[str]:
     return text.split(",")
 
 
+def device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", text):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got '{text}'")
+    return text
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="compare_pytorch")
     add = parser.add_argument
@@ -106,6 +113,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--causal", action="store_true", help="a token sees only itself and what stands before it")
     for name, default in zip(MODEL_SIZES, (12, 768, 12, 3072, 30522)):
         add(f"--{name}", type=positive, default=default, help=f"default: {default}")
+    add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    add("--tf32", action="store_true", help="on a GPU: let matrix products round their operands to TF32")
     add("--dtype", choices=["f32", "f64"], default="f32", help="default: f32")
     add("--pairs", type=positive, default=3, help="measurements of each side (default: 3)")
     add("--steps", type=positive, default=5, help="measured steps of each (default: 5)")
@@ -136,7 +145,7 @@ def work(options: argparse.Namespace) -> None:
     config = Config(options.attention[0], length, options.batch[0], options.causal, options.layers, options.hidden,
                     options.heads, options.intermediate, options.vocab, max(length, LEARNED_POSITIONS))
     run = Run(options.worker == "compiled", options.optimizer, options.steps, options.warmup, options.threads,
-              options.dtype, options.seed)
+              options.dtype, options.seed, options.device, options.tf32)
     try:
         result = measure(config, run)
     except Exception as error:  # whatever PyTorch raises: its message may end in advice, its first line says what
@@ -183,13 +192,15 @@ def measure_side(side: str, configuration: Configuration, options: argparse.Name
             if options.malloc == "keep":
                 environment.setdefault("GLIBC_TUNABLES", KEEP_MEMORY)
         command += ["--attention", configuration.attention, "--seq-len", str(configuration.length), "--batch",
-                    str(configuration.batch), "--json", str(result)] + ["--causal"] * options.causal
-        for name in (*MODEL_SIZES, "dtype", "steps", "warmup", "threads", "seed"):
+                    str(configuration.batch), "--json", str(result)] + ["--causal"] * options.causal + ["--tf32"] * options.tf32
+        for name in (*MODEL_SIZES, "device", "dtype", "steps", "warmup", "threads", "seed"):
             command += [f"--{name}", str(getattr(options, name))]
         peak = run_child(command, environment)
         measurement = json.loads(result.read_text())
     measurement["tokens_per_s"] = configuration.batch * configuration.length * 1e3 / measurement["step_ms"]
     measurement["peak_rss_bytes"] = peak
+    if options.device == "cpu":
+        measurement["peak_bytes"] = peak
     return measurement
 
 
@@ -209,7 +220,7 @@ def measure_pairs(configuration: Configuration, options: argparse.Namespace, log
     """Measures all sides in turn, `pairs` times; a side that fails is not tried again."""
     sides = [side for side in SIDES if side != "compiled" or not options.no_compile]
     needed = full_ea_bytes(configuration, options) if configuration.attention == "ea" else 0
-    if needed > SHARE_OF_MEMORY * available_bytes():
+    if options.device == "cpu" and needed > SHARE_OF_MEMORY * available_bytes():
         fail(configuration, sides[1:], f"composed EA needs {gibibytes(needed)} and more: does not fit")
     for number in range(options.pairs):
         pair: dict[str, dict[str, Any]] = {}
@@ -239,12 +250,12 @@ def report(configuration: Configuration, number: int, side: str, measurement: di
     first = measurement.get("first_step_ms")
     compiling = f", first step {first / 1e3:.0f} s" if side == "compiled" and first else ""
     print(f"{configuration}, pair {number + 1} of {options.pairs}: {SIDES[side]} {measurement['step_ms']:.1f} ms a "
-          f"step, peak {gibibytes(measurement['peak_rss_bytes'])}, first loss {measurement['loss_first']:.2f}"
+          f"step, peak {gibibytes(measurement['peak_bytes'])}, first loss {measurement['loss_first']:.2f}"
           f"{compiling}", file=sys.stderr)
     if log is not None:
         context = {"side": side, "pair": number + 1, "attention": configuration.attention,
                    "seq_len": configuration.length, "batch": configuration.batch, "threads": options.threads,
-                   "dtype": options.dtype, "malloc": options.malloc if side != "elwise" else None}
+                   "device": options.device, "dtype": options.dtype, "malloc": options.malloc if side != "elwise" else None}
         print(json.dumps({**context, **measurement}), file=log, flush=True)
 
 
@@ -275,7 +286,7 @@ def table(configurations: list[Configuration], compiled: bool) -> str:
     rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
     for configuration in configurations:
         row = [configuration.attention, str(configuration.batch), str(configuration.length)]
-        for field, text in (("tokens_per_s", "{:.0f}".format), ("peak_rss_bytes", gibibytes)):
+        for field, text in (("tokens_per_s", "{:.0f}".format), ("peak_bytes", gibibytes)):
             for side in sides:
                 value = median_of(configuration, side, field)
                 row.append("fails" if side in configuration.failed else "-" if value is None else text(value))
@@ -287,6 +298,10 @@ def table(configurations: list[Configuration], compiled: bool) -> str:
 def describe(options: argparse.Namespace, version: str, configurations: list[Configuration]) -> str:
     """What holds for the whole table, in one line."""
     causal = ", causal" if options.causal else ""
+    tf32 = ", TF32" if options.tf32 else ""
+    if options.device != "cpu":
+        return (f"PyTorch {version}, {options.device}, {options.dtype}{tf32}{causal}; AdamW: {options.optimizer}; peak: "
+                f"of tensors' memory; medians of {options.pairs} pairs of {options.steps} steps")
     bare = [value for configuration in configurations
             if (value := median_of(configuration, "eager", "after_import_rss_bytes"))]
     without_model = f" ({gibibytes(statistics.median(bare))} of PyTorch's after its import)" if bare else ""

@@ -210,6 +210,8 @@ class Run:
     threads: int
     dtype: str
     seed: int = 0
+    device: str = "cpu"
+    tf32: bool = False
 
 
 def adamw(model: nn.Module, implementation: str) -> torch.optim.AdamW:
@@ -224,22 +226,30 @@ def measure(config: Config, run: Run) -> dict[str, object]:
     torch.set_num_interop_threads(1)
     torch.set_default_dtype({"f32": torch.float32, "f64": torch.float64}[run.dtype])
     torch.manual_seed(run.seed)
+    torch.backends.cuda.matmul.allow_tf32 = run.tf32
+    on_gpu = run.device != "cpu"
+
+    def now() -> float:
+        if on_gpu:
+            torch.cuda.synchronize(run.device)
+        return time.perf_counter()
+
     generator = torch.Generator().manual_seed(run.seed)
-    model = BertForMaskedLm(config).train()
+    model = BertForMaskedLm(config).to(run.device).train()
     optimizer = adamw(model, run.optimizer)
     loss_of = torch.compile(model, dynamic=False) if run.compiled else model
     times: list[tuple[float, ...]] = []
     losses: list[float] = []
     for _ in range(run.warmup + run.steps):
-        batch = masked_lm_batch(config, generator)
-        start = time.perf_counter()
+        batch = [part.to(run.device) for part in masked_lm_batch(config, generator)]
+        start = now()
         loss = loss_of(*batch)
-        forward = time.perf_counter()
+        forward = now()
         loss.backward()
-        backward = time.perf_counter()
+        backward = now()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        end = time.perf_counter()
+        end = now()
         times.append((end - start, forward - start, backward - forward, end - backward))
         losses.append(loss.item())
     step, *parts = (1e3 * statistics.median(column) for column in zip(*times[run.warmup:]))
@@ -251,6 +261,7 @@ def measure(config: Config, run: Run) -> dict[str, object]:
         "loss_last": losses[-1],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "after_import_rss_bytes": after_import,
+        **({"peak_bytes": torch.cuda.max_memory_allocated(run.device)} if on_gpu else {}),
         "optimizer": run.optimizer,
         "torch": torch.__version__,
     }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/parallel.h"
+#include "ops/matmul.h"
 #include "tools/console.h"
 #include "tools/cost_measurement.h"
 #include "tools/cost_sweep.h"
@@ -40,6 +41,7 @@ struct Options {
   int threads = num_threads();
   bool quiet = false;
   bool no_matmul_floor = false;
+  bool tf32 = false;
   CostRequest request;  // what all configurations share
 };
 
@@ -88,6 +90,7 @@ void add_options(CLI::App& app, Options& options) {
   app.add_option("--dtype", options.dtype, "f32 or f64")
       ->check(CLI::IsMember({"f32", "f64"}))
       ->capture_default_str();
+  app.add_flag("--tf32", options.tf32, "on a GPU: let matrix products round f32 operands to TF32");
   app.add_flag("--causal", model.causal, "a token sees only itself and what stands before it");
   app.add_option("--layers", model.layers, "encoder layers")->check(count)->capture_default_str();
   app.add_option("--hidden", model.hidden, "hidden size")->check(count)->capture_default_str();
@@ -170,6 +173,7 @@ void finish(const CLI::App& app, Options& options) {
   }
   options.request.matmul_floor = !options.no_matmul_floor;
   set_num_threads(options.threads);
+  set_allow_tf32(options.tf32);
   if (!options.memory_budget.empty()) set_memory_limit(device, parse_bytes(options.memory_budget));
   if (!options.plot.empty()) {
     std::filesystem::create_directories(options.plot);
