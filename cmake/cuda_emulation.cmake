@@ -32,8 +32,8 @@ elwise_set_flags(elwise_emulated_test_support)
 target_link_libraries(elwise_emulated_test_support PUBLIC elwise_emulated hwy::hwy doctest::doctest)
 target_compile_definitions(elwise_emulated_test_support PUBLIC ELWISE_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
 
-set(ELWISE_EMULATION_MODES eager-forward lazy-reverse lazy-shuffled
-    CACHE STRING "How the emulation's tests run: streams (eager, lazy) and thread order (forward, reverse, shuffled)")
+set(ELWISE_EMULATION_MODES eager-mixed lazy-mixed
+    CACHE STRING "How the emulation's tests run: streams (eager, lazy) and thread order (forward, reverse, shuffled, or mixed: each kernel in one of the three)")
 foreach(folder ops models cuda)
   file(GLOB test_sources CONFIGURE_DEPENDS tests/${folder}/*.cpp)
   set(test_program elwise_${folder}_emulation_tests)

@@ -24,7 +24,7 @@ KernelCall lookup(const Tensor& table, Operands operands) {
   const Tensor index = operands.indices(kTokens, kVocabulary), y = operands.output({kTokens, kHidden});
   const IndexSelectForward arguments{.dtype = operands.dtype(),
                                      .x = table.data(),
-                                     .index = index.data<int64_t>(),
+                                     .index = static_cast<const int64_t*>(index.data()),
                                      .y = y.data(),
                                      .outer = 1,
                                      .size = kVocabulary,
@@ -45,7 +45,7 @@ KernelCall lookup_gradient(const Tensor& table, Operands operands) {
                partials = operands.scratch_statistics({2, index_runs(kTokens), kHidden});
   const IndexSelectBackward arguments{.dtype = operands.dtype(),
                                       .dy = dy.data(),
-                                      .index = index.data<int64_t>(),
+                                      .index = static_cast<const int64_t*>(index.data()),
                                       .dx = table.data(),
                                       .order = order.data(),
                                       .partials = partials.data(),

@@ -40,8 +40,8 @@ KernelCall layer_norm_forward(const Shape& shape, bool with_residual, Operands o
         naive::layer_norm(values_of(x), rows, cols, kEps, with_residual ? values_of(residual) : Values(),
                           values_of(weight), values_of(bias));
     return first_of({difference("y", y.dtype(), values_of(y), expected.y),
-                     difference("mean", mean.dtype(), values_of(mean), expected.mean),
-                     difference("rstd", rstd.dtype(), values_of(rstd), expected.rstd),
+                     difference("mean", y.dtype(), values_of(mean), expected.mean),
+                     difference("rstd", y.dtype(), values_of(rstd), expected.rstd),
                      with_residual ? difference("sum", sum.dtype(), values_of(sum), expected.h) : ""});
   });
 }
@@ -92,7 +92,7 @@ CrossEntropyForward cross_entropy(const Shape& shape, const Tensor& logits, cons
                                   const Tensor& loss, const Tensor& logsumexp, Operands& operands) {
   return {.dtype = operands.dtype(),
           .logits = logits.data(),
-          .target = target.data<int64_t>(),
+          .target = static_cast<const int64_t*>(target.data()),
           .loss = loss.data(),
           .logsumexp = logsumexp.data(),
           .row_loss = operands.scratch_statistics({shape[0]}).data(),
@@ -129,7 +129,7 @@ KernelCall cross_entropy_backward(const Shape& shape, Operands operands) {
       operands);
   const CrossEntropyBackward arguments{.dtype = operands.dtype(),
                                        .logits = logits.data(),
-                                       .target = target.data<int64_t>(),
+                                       .target = static_cast<const int64_t*>(target.data()),
                                        .logsumexp = logsumexp.data(),
                                        .dloss = dloss.data(),
                                        .dlogits = dlogits.data(),

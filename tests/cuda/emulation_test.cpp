@@ -119,10 +119,26 @@ bool reverses(Order order) {
 }
 
 TEST_CASE("a removed barrier gives a wrong result in each thread order") {
-  for (const Order order : {Order::forward, Order::reverse, Order::shuffled}) {
+  for (const Order order : {Order::forward, Order::reverse, Order::shuffled, Order::mixed}) {
     CHECK(reverses<true>(order));
     CHECK_FALSE(reverses<false>(order));
   }
+}
+
+__global__ void first_thread_kernel(float* first) {
+  if (*first == 0) *first = static_cast<float>(threadIdx.x) + 1;
+}
+
+TEST_CASE("a mixed order is each of the three, kernel by kernel") {
+  const ModeGuard mode(Order::mixed, Streams::eager);
+  int forward = 0, reverse = 0, others = 0;
+  for (int run = 0; run < 60; ++run) {
+    const DeviceFloats first(std::vector<float>{0});
+    launch<first_thread_kernel>({.grid = 1, .block = kBlock}, first.data());
+    const float number = first.values()[0];
+    ++(number == 1 ? forward : number == kBlock ? reverse : others);
+  }
+  for (const int count : {forward, reverse, others}) CHECK(count > 5);
 }
 
 /// Running sums over chunks of kBlock rows: a block adds the total of the chunks before it, or, wrongly, only

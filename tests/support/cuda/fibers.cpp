@@ -142,12 +142,19 @@ struct Thread {
 Order initial_order() {
   const char* name = std::getenv("ELWISE_EMULATION_ORDER");
   if (name == nullptr || std::strcmp(name, "forward") == 0) return Order::forward;
-  return std::strcmp(name, "reverse") == 0 ? Order::reverse : Order::shuffled;
+  if (std::strcmp(name, "reverse") == 0) return Order::reverse;
+  return std::strcmp(name, "shuffled") == 0 ? Order::shuffled : Order::mixed;
 }
 
 Order& chosen_order() {
   static Order chosen = initial_order();
   return chosen;
+}
+
+/// The order of the next kernel.
+Order next_order() {
+  static std::minstd_rand random;
+  return chosen_order() == Order::mixed ? static_cast<Order>(random() % 3) : chosen_order();
 }
 
 class Grid;
@@ -163,7 +170,7 @@ class Grid {
         shared_((shared_bytes + sizeof(Line) - 1) / sizeof(Line)) {
     current = {.thread = {}, .block = {}, .block_size = block, .grid_size = grid};
     for (size_t i = 0; i < threads_.size(); ++i) turns_.push_back(i);
-    if (chosen_order() == Order::reverse) std::ranges::reverse(turns_);
+    if (order_ == Order::reverse) std::ranges::reverse(turns_);
   }
 
   void run() {
@@ -242,7 +249,7 @@ class Grid {
     }
     size_t ended = 0;
     while (ended < threads_.size()) {
-      if (chosen_order() == Order::shuffled) std::ranges::shuffle(turns_, random_);
+      if (order_ == Order::shuffled) std::ranges::shuffle(turns_, random_);
       bool progress = false;
       for (const size_t turn : turns_) {
         Thread& thread = threads_[turn];
@@ -346,6 +353,7 @@ class Grid {
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
   std::vector<Line> shared_;
+  Order order_ = next_order();
   std::vector<size_t> turns_;
   std::mt19937 random_{7};
   inline static Context scheduler_;  // a fiber may go on in a later grid, on another host thread

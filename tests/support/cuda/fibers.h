@@ -30,7 +30,9 @@ class Fault : public std::runtime_error {
 };
 
 /// In which order the threads of a block run between two waits. A missing barrier shows in some order only.
-enum class Order : uint8_t { forward, reverse, shuffled };
+/// `mixed`: each kernel in one of the three, by chance (the same one in every run of a program), so that a
+/// second call of an op mostly differs from the first.
+enum class Order : uint8_t { forward, reverse, shuffled, mixed };
 void set_order(Order order);
 Order order();
 
