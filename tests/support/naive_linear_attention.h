@@ -11,77 +11,70 @@
 
 namespace elwise::naive {
 
-/// phi(x) = elu(x) + 1 = factor exp(exponent): the exponents of small features are added, not their products
-/// formed, which would vanish.
-struct LinearAttentionFeature {
-  long double factor, exponent;
-
-  explicit LinearAttentionFeature(long double x)
-      : factor(1 + std::max(x, 0.0L)), exponent(std::min(x, 0.0L)) {}
-};
-
-/// For query i of one head: p[j][c] = phi(q_ic) phi(k_jc) / sum_jc phi(q_ic) phi(k_jc) over the keys j that
-/// it sees and the head's channels c; 0 for other keys.
-inline std::vector<std::vector<long double>> linear_attention_probabilities(const EaShape& shape,
-                                                                            const std::vector<double>& q,
-                                                                            const std::vector<double>& k,
-                                                                            int64_t b, int64_t i,
-                                                                            int64_t first, int64_t head) {
-  std::vector<std::vector<long double>> p(shape.length, std::vector<long double>(head, 0));
-  long double largest = -INFINITY, sum = 0;
-  const auto exponent = [&](int64_t j, int64_t c) {
-    return LinearAttentionFeature(q[shape.index(b, i, first + c)]).exponent +
-           LinearAttentionFeature(k[shape.index(b, j, first + c)]).exponent;
-  };
-  const auto for_each_pair = [&](const auto& body) {
-    for (int64_t j = 0; j < shape.length; ++j) {
-      for (int64_t c = 0; c < head && shape.sees(b, i, j); ++c) body(j, c);
-    }
-  };
-  for_each_pair([&](int64_t j, int64_t c) { largest = std::max(largest, exponent(j, c)); });
-  for_each_pair([&](int64_t j, int64_t c) {
-    sum += p[j][c] = LinearAttentionFeature(q[shape.index(b, i, first + c)]).factor *
-                     LinearAttentionFeature(k[shape.index(b, j, first + c)]).factor *
-                     std::exp(exponent(j, c) - largest);
-  });
-  for_each_pair([&](int64_t j, int64_t c) { p[j][c] /= sum; });
-  return p;
-}
-
 /// y, and the gradients of sum(y * dy), [batch, length, channels] each.
 struct LinearAttentionResult {
   std::vector<double> y, dq, dk, dv;
 };
 
-/// eq. 18 of arXiv 2501.05730 for `heads` heads, side by side in the channels.
+/// One head of one batch entry, channels first .. first + head - 1.
+struct LinearAttentionHead {
+  const EaShape& shape;
+  int64_t b, first, head;
+
+  int64_t index(int64_t row, int64_t c = 0) const { return shape.index(b, row, first + c); }
+
+  /// phi(x) exp(-shift) for a row of x, phi(x) = elu(x) + 1. A long double holds exp(-1e4).
+  std::vector<long double> features(const std::vector<double>& x, int64_t row, double shift) const {
+    std::vector<long double> result;
+    for (int64_t c = 0; c < head; ++c) {
+      const long double value = x[index(row, c)];
+      result.push_back((1 + std::max(value, 0.0L)) * std::exp(std::min(value, 0.0L) - shift));
+    }
+    return result;
+  }
+
+  /// The largest exponent among a row's features, for the shift: a factor of all of them cancels.
+  double exponent(const std::vector<double>& x, int64_t row) const {
+    return std::min(0.0, *std::max_element(x.begin() + index(row), x.begin() + index(row) + head));
+  }
+};
+
+/// eq. 18 of arXiv 2501.05730 for `heads` heads, side by side in the channels; queries and keys up to 1e4.
 inline LinearAttentionResult linear_attention(const EaShape& shape, int64_t heads,
                                               const std::vector<double>& q, const std::vector<double>& k,
                                               const std::vector<double>& v, const std::vector<double>& dy) {
-  const int64_t head = shape.channels / heads;
   std::vector<long double> y(shape.count()), dq(shape.count()), dk(shape.count()), dv(shape.count());
   // The derivative of ln phi.
   const auto slope = [](double x) { return 1 / (1 + std::max<long double>(x, 0)); };
-  for (int64_t b = 0; b < shape.batch; ++b) {
+  const int64_t head = shape.channels / heads;
+  for (int64_t pair = 0; pair < shape.batch * heads; ++pair) {
+    const LinearAttentionHead of{shape, pair / heads, pair % heads * head, head};
+    std::vector<std::vector<long double>> keys;
+    for (int64_t j = 0; j < shape.length; ++j) keys.push_back(of.features(k, j, 0));
     for (int64_t i = 0; i < shape.length; ++i) {
-      for (int64_t first = 0; first < shape.channels; first += head) {
-        const auto p = linear_attention_probabilities(shape, q, k, b, i, first, head);
-        const int64_t at_i = shape.index(b, i, first);
-        std::vector<long double> weight(shape.length, 0);
-        for (int64_t j = 0; j < shape.length; ++j) {
-          if (!shape.sees(b, i, j)) continue;
-          for (const long double term : p[j]) weight[j] += term;
-          for (int64_t e = 0; e < head; ++e) y[at_i + e] += weight[j] * v[shape.index(b, j, first + e)];
+      const std::vector<long double> query = of.features(q, i, of.exponent(q, i));
+      std::vector<long double> weight(shape.length, 0);
+      long double sum = 0;
+      for (int64_t j = 0; j < shape.length; ++j) {
+        if (!shape.sees(of.b, i, j)) continue;
+        for (int64_t c = 0; c < head; ++c) weight[j] += query[c] * keys[j][c];
+        sum += weight[j];
+      }
+      for (int64_t j = 0; j < shape.length; ++j) {
+        if (!shape.sees(of.b, i, j)) continue;
+        for (int64_t c = 0; c < head; ++c) y[of.index(i, c)] += weight[j] / sum * v[of.index(j, c)];
+      }
+      for (int64_t j = 0; j < shape.length; ++j) {
+        if (!shape.sees(of.b, i, j)) continue;
+        long double change = 0;  // of sum(y * dy), for a unit of weight
+        for (int64_t c = 0; c < head; ++c) {
+          change += dy[of.index(i, c)] * (v[of.index(j, c)] - y[of.index(i, c)]) / sum;
         }
-        for (int64_t j = 0; j < shape.length; ++j) {
-          if (!shape.sees(b, i, j)) continue;
-          const int64_t at_j = shape.index(b, j, first);
-          long double change = 0;  // of sum(y * dy) by ln weight[j], for a unit of weight
-          for (int64_t e = 0; e < head; ++e) change += dy[at_i + e] * (v[at_j + e] - y[at_i + e]);
-          for (int64_t e = 0; e < head; ++e) {
-            dv[at_j + e] += weight[j] * dy[at_i + e];
-            dq[at_i + e] += p[j][e] * change * slope(q[at_i + e]);
-            dk[at_j + e] += p[j][e] * change * slope(k[at_j + e]);
-          }
+        for (int64_t c = 0; c < head; ++c) {
+          const int64_t at_i = of.index(i, c), at_j = of.index(j, c);
+          dv[at_j] += weight[j] / sum * dy[at_i];
+          dq[at_i] += query[c] * keys[j][c] * change * slope(q[at_i]);
+          dk[at_j] += query[c] * keys[j][c] * change * slope(k[at_j]);
         }
       }
     }
