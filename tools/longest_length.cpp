@@ -20,9 +20,11 @@ class MemoryLimitGuard {
   int64_t previous_;
 };
 
-/// The cost of a request if it fits the budget on its device.
+/// The cost of a request if it fits the budget on its device, and the model allows its length at all.
 std::optional<CostResult> cost_within(const CostRequest& request, int64_t budget,
                                       const std::function<bool(int64_t)>& progress) {
+  const bool is_aft = request.model.attention.kind == nn::Mechanism::Kind::aft;
+  if (is_aft && request.length > nn::kLongestPositionBias) return std::nullopt;
   const MemoryLimitGuard limit(request.model.options.device, budget);
   try {
     return measure_cost(request, progress);

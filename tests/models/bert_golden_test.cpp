@@ -29,6 +29,13 @@ Tensors golden(const std::string& name) {
   return tensors;
 }
 
+/// The parameters that the golden run started from.
+Tensors initial_parameters(const std::string& attention) {
+  Tensors parameters = golden("initial");
+  if (attention == "aft") parameters.merge(golden("initial-aft"));
+  return parameters;
+}
+
 models::BertConfig small_config(const std::string& attention, bool causal, DType dtype) {
   return {.vocabulary = 29,
           .hidden = 16,
@@ -52,7 +59,7 @@ struct PretrainingModel : nn::Module {
     add_module("classifier", classifier);
   }
   models::Bert bert;
-  models::MaskedLmHead head;
+  models::LmHead head;
   nn::Linear classifier;
 };
 
@@ -81,7 +88,7 @@ void check_case(const std::string& attention, bool causal, bool padded) {
   CAPTURE(name);
   const Tensors expected = golden(name), inputs = golden("inputs");
   PretrainingModel model(small_config(attention, causal, DType::f64));
-  const nn::LoadReport report = nn::load_parameters(model, golden("initial"));
+  const nn::LoadReport report = nn::load_parameters(model, initial_parameters(attention));
   CHECK(report.missing.empty());
   CHECK(report.unexpected.empty());
   const auto check = [&](const std::string& what, const Tensor& actual) {
@@ -112,7 +119,7 @@ void check_case(const std::string& attention, bool causal, bool padded) {
 }  // namespace
 
 TEST_CASE("hidden states, loss, gradients and ten AdamW steps equal PyTorch's in f64") {
-  for (const char* attention : {"sa", "ea", "ea-2", "ea-6"}) {
+  for (const char* attention : {"sa", "la", "aft", "ea", "ea-2", "ea-6"}) {
     for (const bool causal : {false, true}) {
       for (const bool padded : {false, true}) check_case(attention, causal, padded);
     }
@@ -120,10 +127,10 @@ TEST_CASE("hidden states, loss, gradients and ten AdamW steps equal PyTorch's in
 }
 
 TEST_CASE("f32 hidden states and gradients equal PyTorch's f64 ones within f32's tolerance") {
-  for (const char* attention : {"sa", "ea", "ea-2", "ea-6"}) {
+  for (const char* attention : {"sa", "la", "aft", "ea", "ea-2", "ea-6"}) {
     const Tensors expected = golden(std::string(attention) + "-causal-padded"), inputs = golden("inputs");
     PretrainingModel model(small_config(attention, true, DType::f32));
-    nn::load_parameters(model, golden("initial"));
+    nn::load_parameters(model, initial_parameters(attention));
     const Losses first = forward(model, inputs, true);
     check_close(values_of(first.hidden.back()), values_of(expected.at("hidden.2")), kF32Tolerance, attention);
     first.loss.backward();

@@ -78,14 +78,27 @@ StepResult train(const models::BertConfig& config, int64_t batch, int64_t length
   return result;
 }
 
-const std::vector<std::string> kMechanisms = {"sa", "ea", "ea-2", "ea-6", "ea-series-composed-6", "none"};
+const std::vector<std::string> kMechanisms = {
+    "sa", "la", "aft", "ea", "ea-2", "ea-6", "ea-series-composed-6", "none"};
 
 }  // namespace
 
-TEST_CASE("BERT-base has exactly 109,482,240 parameters with SA and with EA") {
-  for (const char* attention : {"sa", "ea", "ea-2", "ea-6"}) {
-    const models::Bert model({.attention = nn::Mechanism::parse(attention), .options = {.device = kMeta}});
-    CHECK(model.parameter_count() == 109'482'240);
+TEST_CASE("BERT-base has exactly 109,482,240 parameters, and with AFT its biases") {
+  const auto count = [](const char* attention) {
+    const models::BertConfig config{.attention = nn::Mechanism::parse(attention),
+                                    .options = {.device = kMeta}};
+    return models::Bert(config).parameter_count();
+  };
+  for (const char* attention : {"sa", "la", "ea", "ea-2", "ea-6"}) CHECK(count(attention) == 109'482'240);
+  CHECK(count("aft") == 109'482'240 + 12 * 512 * 512);
+}
+
+TEST_CASE("a new model's biases are 0, its tables are not, AFT's position biases among them") {
+  const models::Bert model(tiny("aft"));
+  for (const auto& [name, parameter] : model.named_parameters()) {
+    const Values values = values_of(parameter.detach());
+    const bool all_zero = std::ranges::all_of(values, [](double value) { return value == 0; });
+    CHECK_MESSAGE(all_zero == name.ends_with(".bias"), name);
   }
 }
 
@@ -132,7 +145,7 @@ TEST_CASE("training gives the same bits with any thread count, and from run to r
 }
 
 TEST_CASE("checkpointed layers train to the same bits in less memory") {
-  for (const char* attention : {"sa", "ea-6"}) {
+  for (const char* attention : {"sa", "la", "aft", "ea-6"}) {
     CHECK(train(tiny(attention), 2, 33).parameters == train(tiny(attention), 2, 33, true).parameters);
     const models::BertConfig base{.attention = nn::Mechanism::parse(attention), .options = {.device = kMeta}};
     const auto activations = [&](bool checkpointed) {
@@ -203,7 +216,7 @@ TEST_CASE("parameter names are Hugging Face's") {
 
 TEST_CASE(
     "outputs of a causal model do not change when later tokens do, and batch rows do not affect each other") {
-  for (const char* attention : {"sa", "ea", "ea-6"}) {
+  for (const char* attention : {"sa", "la", "aft", "ea", "ea-6"}) {
     models::BertConfig config = tiny(attention);
     config.causal = true;
     models::Bert model(config);
