@@ -10,7 +10,7 @@ inline constexpr int64_t kCacheBlock = 256;
 
 /// Rows that are summed by themselves, where the device has more processors than heads: their number depends
 /// on the shape only.
-inline constexpr int64_t kCacheSplit = 256;
+inline constexpr int64_t kCacheSplit = 64;
 constexpr int64_t cache_splits(int64_t longest) {
   return (longest + kCacheSplit - 1) / kCacheSplit;
 }
