@@ -5,6 +5,8 @@
 #include <functional>
 
 #include "ops/aft_kernels.h"
+#include "ops/elementwise.h"
+#include "ops/view.h"
 #include "tools/bench_case.h"
 
 namespace elwise::tools {
@@ -56,26 +58,28 @@ double gate(double q) {
 }
 
 /// i64 indices that hold one value.
-Tensor constant(const Shape& shape, int64_t value, Operands& operands) {
-  return operands.shared(from_vector(std::vector<int64_t>(static_cast<size_t>(shape.count()), value), shape));
+int64_t* constant(const Shape& shape, int64_t value, Operands& operands) {
+  const std::vector<int64_t> values(static_cast<size_t>(shape.count()), value);
+  return static_cast<int64_t*>(operands.shared(to(from_vector(values, shape), operands.device())).data());
 }
 
 KernelCall keys(const Shape& shape, Operands operands) {
   const Tensor k = operands.uniform(shape), v = operands.uniform(shape),
                result = operands.output(pair_shape(shape));
-  const AftKeys arguments{.dtype = DType::f32,
+  const AftKeys arguments{.dtype = operands.dtype(),
                           .k = k.data(),
                           .v = v.data(),
                           .keys = result.data(),
                           .batch = shape[0],
                           .length = shape[1],
                           .channels = shape[2],
-                          .first_large = constant({shape[0], shape[2]}, 0, operands).data<int64_t>()};
-  return operands.call(cpu::aft_keys, arguments, [=] {
+                          .first_large = constant({shape[0], shape[2]}, 0, operands)};
+  return operands.call(ELWISE_KERNEL(aft_keys), arguments, [=] {
     const SampledRows rows(shape);
     const Values weight = map([](double x) { return std::exp(x); }, rows.of(k));
-    return first_of({difference("k v", rows.of_pairs(result, 0), map(std::multiplies(), weight, rows.of(v))),
-                     difference("k", rows.of_pairs(result, 1), weight)});
+    return first_of({difference("k v", result.dtype(), rows.of_pairs(result, 0),
+                                map(std::multiplies(), weight, rows.of(v))),
+                     difference("k", result.dtype(), rows.of_pairs(result, 1), weight)});
   });
 }
 
@@ -91,26 +95,24 @@ AftDirect unused_direct(const Shape& shape, Operands& operands) {
 
 /// With denominators of 1, so that the sums are the same after any number of calls.
 KernelCall outputs(const Shape& shape, Operands operands) {
-  const Tensor q = operands.uniform(shape), sums = operands.uniform(pair_shape(shape)),
-               y = operands.output(shape);
-  for (int64_t row = 0; row < shape[1] * shape[0]; ++row) {
-    std::fill_n(sums.data<float>() + (2 * row + 1) * shape[2], shape[2], 1.0F);
-  }
-  const AftOutputs arguments{
-      .dtype = DType::f32,
-      .q = q.data(),
-      .first_large = constant({shape[0], shape[2]}, shape[1], operands).data<int64_t>(),
-      .sums = sums.data(),
-      .direct_answers = constant({1}, 0, operands).data<int64_t>(),
-      .y = y.data(),
-      .batch = shape[0],
-      .length = shape[1],
-      .channels = shape[2],
-      .direct = unused_direct(shape, operands)};
-  return operands.call(cpu::aft_outputs, arguments, [=] {
+  const Tensor q = operands.uniform(shape), y = operands.output(shape);
+  const Shape one{shape[1], shape[0], 1, shape[2]};
+  const Tensor sums =
+      operands.shared(concat({operands.uniform(one), ones(one, {operands.dtype(), operands.device()})}, 2));
+  const AftOutputs arguments{.dtype = operands.dtype(),
+                             .q = q.data(),
+                             .first_large = constant({shape[0], shape[2]}, shape[1], operands),
+                             .sums = sums.data(),
+                             .direct_answers = constant({1}, 0, operands),
+                             .y = y.data(),
+                             .batch = shape[0],
+                             .length = shape[1],
+                             .channels = shape[2],
+                             .direct = unused_direct(shape, operands)};
+  return operands.call(ELWISE_KERNEL(aft_outputs), arguments, [=] {
     const SampledRows rows(shape);
     const Values gates = map(gate, rows.of(q));
-    return difference("y", rows.of(y), map(std::multiplies(), gates, rows.of_pairs(sums, 0)));
+    return difference("y", y.dtype(), rows.of(y), map(std::multiplies(), gates, rows.of_pairs(sums, 0)));
   });
 }
 
@@ -118,7 +120,7 @@ KernelCall output_gradients(const Shape& shape, Operands operands) {
   const Tensor q = operands.uniform(shape), sums = operands.uniform(pair_shape(shape), 0.5, 1),
                dy = operands.uniform(shape);
   const Tensor dq = operands.output(shape), gradients = operands.output(pair_shape(shape));
-  const AftOutputGradients arguments{.dtype = DType::f32,
+  const AftOutputGradients arguments{.dtype = operands.dtype(),
                                      .q = q.data(),
                                      .sums = sums.data(),
                                      .dy = dy.data(),
@@ -127,15 +129,16 @@ KernelCall output_gradients(const Shape& shape, Operands operands) {
                                      .batch = shape[0],
                                      .length = shape[1],
                                      .channels = shape[2]};
-  return operands.call(cpu::aft_output_gradients, arguments, [=] {
+  return operands.call(ELWISE_KERNEL(aft_output_gradients), arguments, [=] {
     const SampledRows rows(shape);
     const Values gates = map(gate, rows.of(q)), u = map(std::multiplies(), gates, rows.of(dy)),
                  r = rows.of_pairs(sums, 0), a = map(std::divides(), u, rows.of_pairs(sums, 1));
     return first_of(
-        {difference("dq", rows.of(dq),
+        {difference("dq", dq.dtype(), rows.of(dq),
                     map([](double x, double y, double z) { return x * y * (1 - z); }, u, r, gates)),
-         difference("a", rows.of_pairs(gradients, 0), a),
-         difference("b", rows.of_pairs(gradients, 1), map([](double x, double y) { return -x * y; }, a, r))});
+         difference("a", gradients.dtype(), rows.of_pairs(gradients, 0), a),
+         difference("b", gradients.dtype(), rows.of_pairs(gradients, 1),
+                    map([](double x, double y) { return -x * y; }, a, r))});
   });
 }
 
@@ -143,27 +146,27 @@ KernelCall key_gradients(const Shape& shape, Operands operands) {
   const Tensor unused = operands.scratch({1}), keys = operands.uniform(pair_shape(shape)),
                key_sums = operands.uniform(pair_shape(shape));
   const Tensor dk = operands.output(shape), dv = operands.output(shape);
-  const AftKeyGradients arguments{.dtype = DType::f32,
+  const AftKeyGradients arguments{.dtype = operands.dtype(),
                                   .q = unused.data(),
                                   .sums = unused.data(),
                                   .dy = unused.data(),
                                   .keys = keys.data(),
                                   .key_sums = key_sums.data(),
-                                  .direct_answers = constant({1}, 0, operands).data<int64_t>(),
+                                  .direct_answers = constant({1}, 0, operands),
                                   .dk = dk.data(),
                                   .dv = dv.data(),
                                   .batch = shape[0],
                                   .length = shape[1],
                                   .channels = shape[2],
                                   .direct = unused_direct(shape, operands)};
-  return operands.call(cpu::aft_key_gradients, arguments, [=] {
+  return operands.call(ELWISE_KERNEL(aft_key_gradients), arguments, [=] {
     const SampledRows rows(shape);
     const Values weighted = rows.of_pairs(keys, 0), weight = rows.of_pairs(keys, 1),
                  a = rows.of_pairs(key_sums, 0), b = rows.of_pairs(key_sums, 1);
     return first_of(
-        {difference("dk", rows.of(dk),
+        {difference("dk", dk.dtype(), rows.of(dk),
                     map(std::plus(), map(std::multiplies(), weighted, a), map(std::multiplies(), weight, b))),
-         difference("dv", rows.of(dv), map(std::multiplies(), weight, a))});
+         difference("dv", dv.dtype(), rows.of(dv), map(std::multiplies(), weight, a))});
   });
 }
 
@@ -171,20 +174,21 @@ KernelCall bias_gradient(const Shape& shape, Operands operands) {
   const Shape square{shape[1], shape[1]};
   const Tensor unused = operands.scratch({1}), weights = operands.uniform(square),
                products = operands.uniform(square), dw = operands.output(square);
-  const AftBiasGradient arguments{.dtype = DType::f32,
+  const AftBiasGradient arguments{.dtype = operands.dtype(),
                                   .q = unused.data(),
                                   .sums = unused.data(),
                                   .dy = unused.data(),
                                   .weights = weights.data(),
                                   .products = products.data(),
-                                  .direct_answers = constant({1}, 0, operands).data<int64_t>(),
+                                  .direct_answers = constant({1}, 0, operands),
                                   .dw = dw.data(),
                                   .batch = shape[0],
                                   .length = shape[1],
                                   .channels = shape[2],
                                   .direct = unused_direct(shape, operands)};
-  return operands.call(cpu::aft_bias_gradient, arguments, [=] {
-    return difference("dw", values_of(dw), map(std::multiplies(), values_of(weights), values_of(products)));
+  return operands.call(ELWISE_KERNEL(aft_bias_gradient), arguments, [=] {
+    return difference("dw", dw.dtype(), values_of(dw),
+                      map(std::multiplies(), values_of(weights), values_of(products)));
   });
 }
 

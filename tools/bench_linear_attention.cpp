@@ -47,13 +47,13 @@ Shape state_shape(const Shape& shape, bool causal) {
 
 LinearAttentionForward forward_arguments(const Shape& shape, bool causal, const Inputs& in, const Tensor& y,
                                          Operands& operands) {
-  return {.dtype = DType::f32,
+  return {.dtype = operands.dtype(),
           .q = in.q.data(),
           .k = in.k.data(),
           .v = in.v.data(),
           .y = y.data(),
-          .denominator = operands.scratch({shape[0], kHeads, shape[1]}).data(),
-          .states = operands.scratch(state_shape(shape, causal)).data(),
+          .denominator = operands.scratch_statistics({shape[0], kHeads, shape[1]}).data(),
+          .states = operands.scratch_statistics(state_shape(shape, causal)).data(),
           .batch = shape[0],
           .length = shape[1],
           .heads = kHeads,
@@ -64,23 +64,24 @@ LinearAttentionForward forward_arguments(const Shape& shape, bool causal, const 
 KernelCall forward(const Shape& shape, bool causal, Operands operands) {
   const Inputs in(shape, operands);
   const Tensor y = operands.output(shape);
-  return operands.call(cpu::linear_attention_forward, forward_arguments(shape, causal, in, y, operands), [=] {
-    const SampledHeads heads(shape);
-    const Values v = heads.of(in.v);
-    return difference(
-        "y", heads.of(y),
-        naive::linear_attention(heads.shape(causal), 1, heads.of(in.q), heads.of(in.k), v, v).y);
-  });
+  return operands.call(
+      ELWISE_KERNEL(linear_attention_forward), forward_arguments(shape, causal, in, y, operands), [=] {
+        const SampledHeads heads(shape);
+        const Values v = heads.of(in.v);
+        return difference(
+            "y", y.dtype(), heads.of(y),
+            naive::linear_attention(heads.shape(causal), 1, heads.of(in.q), heads.of(in.k), v, v).y);
+      });
 }
 
 KernelCall backward(const Shape& shape, bool causal, Operands operands) {
   const Inputs in(shape, operands);
   const Tensor dy = operands.uniform(shape), y = operands.scratch(shape);
   const LinearAttentionForward kept = forward_arguments(shape, causal, in, y, operands);
-  cpu::linear_attention_forward(kept);
+  run(ELWISE_KERNEL(linear_attention_forward), kept, operands);
   const Tensor dq = operands.output(shape), dk = operands.output(shape), dv = operands.output(shape);
   const LinearAttentionBackward arguments{
-      .dtype = DType::f32,
+      .dtype = operands.dtype(),
       .q = in.q.data(),
       .k = in.k.data(),
       .v = in.v.data(),
@@ -88,7 +89,7 @@ KernelCall backward(const Shape& shape, bool causal, Operands operands) {
       .dy = dy.data(),
       .denominator = kept.denominator,
       .states = kept.states,
-      .gradient_states = operands.scratch(state_shape(shape, causal)).data(),
+      .gradient_states = operands.scratch_statistics(state_shape(shape, causal)).data(),
       .dq = dq.data(),
       .dk = dk.data(),
       .dv = dv.data(),
@@ -97,14 +98,14 @@ KernelCall backward(const Shape& shape, bool causal, Operands operands) {
       .heads = kHeads,
       .head = kept.head,
       .causal = causal};
-  return operands.call(cpu::linear_attention_backward, arguments, [=] {
+  return operands.call(ELWISE_KERNEL(linear_attention_backward), arguments, [=] {
     const SampledHeads heads(shape);
     const auto expected = naive::linear_attention(heads.shape(causal), 1, heads.of(in.q), heads.of(in.k),
                                                   heads.of(in.v), heads.of(dy));
     constexpr double kTerms = 1;  // the size of dy
-    return first_of({difference("dq", heads.of(dq), expected.dq, kTerms),
-                     difference("dk", heads.of(dk), expected.dk, kTerms),
-                     difference("dv", heads.of(dv), expected.dv, kTerms)});
+    return first_of({difference("dq", dq.dtype(), heads.of(dq), expected.dq, kTerms),
+                     difference("dk", dk.dtype(), heads.of(dk), expected.dk, kTerms),
+                     difference("dv", dv.dtype(), heads.of(dv), expected.dv, kTerms)});
   });
 }
 
