@@ -139,24 +139,6 @@ struct Thread {
   std::unique_ptr<Fiber> fiber;
 };
 
-Order initial_order() {
-  const char* name = std::getenv("ELWISE_EMULATION_ORDER");
-  if (name == nullptr || std::strcmp(name, "forward") == 0) return Order::forward;
-  if (std::strcmp(name, "reverse") == 0) return Order::reverse;
-  return std::strcmp(name, "shuffled") == 0 ? Order::shuffled : Order::mixed;
-}
-
-Order& chosen_order() {
-  static Order chosen = initial_order();
-  return chosen;
-}
-
-/// The order of the next kernel.
-Order next_order() {
-  static std::minstd_rand random;
-  return chosen_order() == Order::mixed ? static_cast<Order>(random() % 3) : chosen_order();
-}
-
 class Grid;
 Grid* running = nullptr;
 
@@ -353,7 +335,7 @@ class Grid {
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
   std::vector<Line> shared_;
-  Order order_ = next_order();
+  Order order_ = order_of_next_kernel();
   std::vector<size_t> turns_;
   std::mt19937 random_{7};
   inline static Context scheduler_;  // a fiber may go on in a later grid, on another host thread
@@ -369,13 +351,6 @@ void fiber_main() {
 }
 
 }  // namespace
-
-void set_order(Order order) {
-  chosen_order() = order;
-}
-Order order() {
-  return chosen_order();
-}
 
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
   if (running != nullptr) throw Fault("a kernel was launched from a kernel");

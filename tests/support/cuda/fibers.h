@@ -35,6 +35,8 @@ class Fault : public std::runtime_error {
 enum class Order : uint8_t { forward, reverse, shuffled, mixed };
 void set_order(Order order);
 Order order();
+/// Never `mixed`.
+Order order_of_next_kernel();
 
 /// Runs `body` for every thread of every block. Throws Fault.
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
