@@ -6,7 +6,7 @@
 
 // What the kernels share that answer one query over a cache of keys and values; ops/attention_step_kernels.h
 // has the mathematics. A block takes a split of kCacheSplit rows, of one head or of a run of channels, and
-// leaves its sums, relative to the largest weight among them. A second kernel joins the splits' sums.
+// leaves its sums, relative to the largest weight among them. A second kernel combines the splits' sums.
 
 namespace elwise::cuda::attention_step {
 

@@ -112,8 +112,8 @@ __global__ void __launch_bounds__(kBlock, 1)
 /// A thread per batch entry and channel.
 template <class T, class Query>
 __global__ void __launch_bounds__(kBlock, 1)
-    join_channels_kernel(Query query, const Compute<T>* __restrict__ partials, Cache<T> cache,
-                         T* __restrict__ y, int64_t count) {
+    combine_channels_kernel(Query query, const Compute<T>* __restrict__ partials, Cache<T> cache,
+                            T* __restrict__ y, int64_t count) {
   using C = Compute<T>;
   const int64_t at = grid_thread();
   if (at >= count) return;
@@ -136,7 +136,7 @@ void run_channels(const Query& query, const CachePointers& pointers, void* parti
   launch<channel_sums_kernel<T, N, Query>>(
       {.grid = static_cast<unsigned>(pointers.batch * cache.splits * runs), .block = kBlock}, query, cache,
       sums, runs);
-  launch<join_channels_kernel<T, Query>>(
+  launch<combine_channels_kernel<T, Query>>(
       {.grid = static_cast<unsigned>(ceil_div(count, kBlock)), .block = kBlock}, query, sums, cache,
       static_cast<T*>(y), count);
 }

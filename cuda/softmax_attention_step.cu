@@ -93,8 +93,8 @@ __global__ void __launch_bounds__(kBlock, 1)
 /// A block per batch entry and head.
 template <class T>
 __global__ void __launch_bounds__(kBlock, 1)
-    join_heads_kernel(const Compute<T>* __restrict__ partials, Cache<T> cache, T* __restrict__ y, int heads,
-                      int head) {
+    combine_heads_kernel(const Compute<T>* __restrict__ partials, Cache<T> cache, T* __restrict__ y,
+                         int heads, int head) {
   using C = Compute<T>;
   const int64_t batch = blockIdx.x / heads, of_batch = blockIdx.x % heads;
   const int64_t stride = int64_t{heads} * (head + 2);
@@ -137,7 +137,7 @@ void softmax_attention_step(const SoftmaxAttentionStep& args) {
             {.grid = static_cast<unsigned>(pairs * cache.splits), .block = attention_step::kBlock},
             static_cast<const T*>(args.q), cache, static_cast<C*>(args.partials), args.heads, head, lanes,
             args.scale);
-        launch<attention_step::join_heads_kernel<T>>(
+        launch<attention_step::combine_heads_kernel<T>>(
             {.grid = static_cast<unsigned>(pairs), .block = attention_step::kBlock},
             static_cast<const C*>(args.partials), cache, static_cast<T*>(args.y), args.heads, head);
       },

@@ -7,6 +7,7 @@
 #include "ops/attention_options.h"
 #include "ops/attention_step_kernels.h"
 #include "ops/elementwise.h"
+#include "ops/linear_attention_kernels.h"
 #include "ops/view.h"
 
 namespace elwise {
@@ -78,6 +79,8 @@ Tensor run_linear_attention(const char* op, const Tensor& q, const Tensor& k, co
   check_statistics(op, "s", state.s, q);
   check_statistics(op, "z", state.z, q);
   const Tensor y = empty(q.shape(), q.options());
+  const int64_t chunks = length > 1 ? linear_attention_chunks(length, head) : 0;
+  const Tensor sums = empty({batch, heads, chunks, head + 1, head}, state.s.options());
   ELWISE_DISPATCH(q.device(), linear_attention_step,
                   {.dtype = q.dtype(),
                    .q = q.data(),
@@ -86,6 +89,7 @@ Tensor run_linear_attention(const char* op, const Tensor& q, const Tensor& k, co
                    .y = y.data(),
                    .s = state.s.data(),
                    .z = state.z.data(),
+                   .sums = sums.data(),
                    .batch = batch,
                    .length = length,
                    .heads = heads,

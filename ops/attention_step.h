@@ -54,8 +54,8 @@ LinearAttentionState linear_attention_state(int64_t batch, int64_t channels, int
                                             TensorOptions options = {});
 
 /// Causal linear attention over q, k, v [batch, length, channels] that goes on from `state`, empty or not,
-/// and leaves it behind the last visible key. Row by row, in O(head) operations a channel: for prompts. Keys
-/// all of whose features underflow (below -87 in f32) count for nothing, other than in linear_attention().
+/// and leaves it behind the last visible key. In O(head) operations a channel: for prompts. Keys all of whose
+/// features underflow (below -87 in f32) count for nothing, other than in linear_attention().
 Tensor linear_attention_prefill(const Tensor& q, const Tensor& k, const Tensor& v,
                                 LinearAttentionState& state, const Tensor& key_mask = {});
 

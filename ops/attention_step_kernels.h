@@ -108,8 +108,9 @@ struct LinearAttentionStep {
   const void* k;
   const void* v;
   void* y;
-  void* s;  // [batch, heads, head, head]: S, a row to an element of phi(k)
-  void* z;  // [batch, heads, head]
+  void* s;     // [batch, heads, head, head]: S, a row to an element of phi(k)
+  void* z;     // [batch, heads, head]
+  void* sums;  // [batch, heads, linear_attention_chunks, head + 1, head]: scratch of GPUs, for several rows
   int64_t batch;
   int64_t length;
   int64_t heads;

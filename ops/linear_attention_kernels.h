@@ -26,10 +26,21 @@ constexpr int64_t linear_attention_states(int64_t batch, int64_t length, int64_t
   return linear_attention_spans(batch, length, heads) - (causal ? 1 : 0);
 }
 
+/// GPUs work on all chunks of this many rows at once, with a state for each: no more elements than q has, but
+/// for a chunk that is not full.
+constexpr int64_t linear_attention_chunk(int64_t head) {
+  constexpr int64_t kLeastRows = 128, kTile = 64;
+  return std::max(kLeastRows, (head + kTile) / kTile * kTile);
+}
+constexpr int64_t linear_attention_chunks(int64_t length, int64_t head) {
+  const int64_t rows = linear_attention_chunk(head);
+  return (length + rows - 1) / rows;
+}
+
 /// Linear attention (eq. 18 of arXiv 2501.05730; Katharopoulos et al., arXiv 2006.16236), head by head. With
 /// phi(x) = elu(x) + 1, S_i = sum_j phi(k_j) v_j^T and z_i = sum_j phi(k_j) over the visible keys j (j <= i
 /// when causal): y_i = S_i^T phi(q_i) / (z_i . phi(q_i)). A query that sees no key has y = 0. A state is S
-/// [head, head] and, as one more row, z [head].
+/// [head, head] and, as one more row, z [head]. States and denominators are f32 beside bf16 tensors.
 struct LinearAttentionForward {
   DType dtype;
   const void* q;      // [batch, length, heads * head]
@@ -38,6 +49,7 @@ struct LinearAttentionForward {
   void* y;            // [batch, length, heads * head]
   void* denominator;  // [batch, heads, length]: z_i . phi(q_i), 0 where kLinearAttentionLeast forbids it
   void* states;       // [batch, heads, linear_attention_states, head + 1, head]
+  void* sums;         // [batch, heads, linear_attention_chunks, head + 1, head]: scratch of GPUs
   int64_t batch;
   int64_t length;
   int64_t heads;
@@ -65,6 +77,8 @@ struct LinearAttentionBackward {
   const void* denominator;  // [batch, heads, length]
   const void* states;       // [batch, heads, linear_attention_states, head + 1, head], of forward
   void* gradient_states;    // the same shape, scratch: A, and B as one more row
+  void* sums;               // [batch, heads, linear_attention_chunks, head + 1, head]: scratch of GPUs
+  void* b;                  // [batch, heads, length]: scratch of GPUs
   void* dq;
   void* dk;
   void* dv;

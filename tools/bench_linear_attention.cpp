@@ -45,6 +45,12 @@ Shape state_shape(const Shape& shape, bool causal) {
   return {shape[0], kHeads, linear_attention_states(shape[0], shape[1], kHeads, causal), head + 1, head};
 }
 
+Tensor chunk_sums(const Shape& shape, Operands& operands) {
+  const int64_t head = shape[2] / kHeads;
+  return operands.scratch_statistics(
+      {shape[0], kHeads, linear_attention_chunks(shape[1], head), head + 1, head});
+}
+
 LinearAttentionForward forward_arguments(const Shape& shape, bool causal, const Inputs& in, const Tensor& y,
                                          Operands& operands) {
   return {.dtype = operands.dtype(),
@@ -54,6 +60,7 @@ LinearAttentionForward forward_arguments(const Shape& shape, bool causal, const 
           .y = y.data(),
           .denominator = operands.scratch_statistics({shape[0], kHeads, shape[1]}).data(),
           .states = operands.scratch_statistics(state_shape(shape, causal)).data(),
+          .sums = chunk_sums(shape, operands).data(),
           .batch = shape[0],
           .length = shape[1],
           .heads = kHeads,
@@ -90,6 +97,8 @@ KernelCall backward(const Shape& shape, bool causal, Operands operands) {
       .denominator = kept.denominator,
       .states = kept.states,
       .gradient_states = operands.scratch_statistics(state_shape(shape, causal)).data(),
+      .sums = chunk_sums(shape, operands).data(),
+      .b = operands.scratch_statistics({shape[0], kHeads, shape[1]}).data(),
       .dq = dq.data(),
       .dk = dk.data(),
       .dv = dv.data(),

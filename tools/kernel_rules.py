@@ -15,11 +15,16 @@ NARROW_LOADS = {
     r"^(combine|add)_\w+_kernel<": "a thread per sum walks over few chunks; the lanes of a warp read neighbours",
     r"^reduce_kernel<.*Largest<": "the second launch, over few partial results",
     r"^transpose_kernel<": "a warp reads and writes 128 neighbouring bytes, turned in shared memory",
+    r"^count_appended_kernel": "one number for each batch entry",
+    r"^direct_\w+_kernel<": "rare: answers key by key for queries whose weights all but vanish",
 }
 NARROW_STORES = {
     r"^(combine|add)_\w+_kernel<": NARROW_LOADS[r"^(combine|add)_\w+_kernel<"],
     r"^reduce_kernel<": "writes one result for many elements read",
     r"^transpose_kernel<": NARROW_LOADS[r"^transpose_kernel<"],
+    r"^count_appended_kernel": NARROW_LOADS[r"^count_appended_kernel"],
+    r"^direct_\w+_kernel<": NARROW_LOADS[r"^direct_\w+_kernel<"],
+    r"^(head_sums|channel_sums|row_products)_kernel<": "writes one sum for many elements read",
 }
 
 # Kernels of the contracts that may move more than MOST_MOVED times what cost() says.

@@ -34,14 +34,15 @@ OpTest aft_test(const Shape& shape, int64_t positions, bool causal, Visible visi
 Attention fixed_aft(double magnitude = 2) {
   constexpr int64_t kPositions = 260;
   const Tensor bias = rounded_to(uniform({kPositions, kPositions}, -magnitude, magnitude), DType::f32);
-  return {
-      .name = "aft",
-      .run = [=](const Tensor& q, const Tensor& k, const Tensor& v,
-                 const AttentionOptions& options) { return aft(q, k, v, cast(bias, q.dtype()), options); },
-      .naive =
-          [=](const AttentionShape& shape, const Values& q, const Values& k, const Values& v) {
-            return naive::aft(shape, kPositions, q, k, v, values_of(bias), Values(q.size(), 0)).y;
-          }};
+  return {.name = "aft",
+          .run =
+              [=](const Tensor& q, const Tensor& k, const Tensor& v, const AttentionOptions& options) {
+                return aft(q, k, v, to(cast(bias, q.dtype()), q.device()), options);
+              },
+          .naive =
+              [=](const AttentionShape& shape, const Values& q, const Values& k, const Values& v) {
+                return naive::aft(shape, kPositions, q, k, v, values_of(bias), Values(q.size(), 0)).y;
+              }};
 }
 
 TEST_CASE("values and gradients for every mask") {
@@ -88,7 +89,7 @@ TEST_CASE("values and gradients keep their digits however far keys and biases ar
           const Tensor v = around(shape, 0, 2), dy = around(shape, 0, 2);
           const Tensor w = around({kPositions, kPositions}, 0, far.bias_spread);
           const AttentionOptions options{.causal = causal, .key_mask = key_mask(visible, shape[0], shape[1])};
-          const Tensor bias = leaf(values_of(w), w.shape(), dtype);
+          const Tensor bias = leaf(values_of(w), w.shape(), dtype, test_device());
           const Attention attention{.name = "aft",
                                     .run = [&](const Tensor& a, const Tensor& b, const Tensor& c,
                                                const AttentionOptions& o) { return aft(a, b, c, bias, o); },
@@ -141,8 +142,9 @@ TEST_CASE("later tokens do not matter to the last bit, however far their keys ar
     for (const double magnitude : {2.0, 60.0}) {
       Tensor inputs[] = {uniform(shape), uniform(shape, -magnitude, magnitude), uniform(shape)};
       const auto run = [&] {
-        return values_of(attention.run(cast(inputs[0], dtype), cast(inputs[1], dtype), cast(inputs[2], dtype),
-                                       {.causal = true, .key_mask = {}}));
+        const auto on_device = [&](int i) { return to(cast(inputs[i], dtype), test_device()); };
+        return values_of(
+            attention.run(on_device(0), on_device(1), on_device(2), {.causal = true, .key_mask = {}}));
       };
       const Values expected = run();
       for (const auto& [input, value] :
@@ -160,7 +162,8 @@ TEST_CASE("later tokens do not matter to the last bit, however far their keys ar
 
 TEST_CASE("biases of pairs that do not meet get no gradient") {
   const Shape shape{2, 5, 3};
-  const Tensor x = uniform(shape), bias = uniform({7, 7}).set_requires_grad();
+  const Tensor x = to(uniform(shape), test_device());
+  const Tensor bias = to(uniform({7, 7}), test_device()).set_requires_grad();
   sum(aft(x, x, x, bias, {.causal = true, .key_mask = {}})).backward();
   const Values dw = values_of(bias.grad());
   for (int64_t i = 0; i < 7; ++i) {

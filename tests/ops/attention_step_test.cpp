@@ -113,7 +113,7 @@ TEST_CASE("prompts of different lengths: each entry goes on as if it were alone"
   const int64_t prompt = 33;
   const Tensor mask = key_mask(Visible::right_padded, shape[0], prompt);
   const Values shown = values_of(mask);
-  for (const DType dtype : {DType::f64, DType::f32}) {
+  for (const DType dtype : test_dtypes()) {
     const TensorOptions options{.dtype = dtype, .device = test_device()};
     const auto input = [&] { return to(cast(uniform(shape), dtype), test_device()); };
     const Tensor q = input(), k = input(), v = input();
@@ -141,7 +141,7 @@ TEST_CASE("prompts of different lengths: each entry goes on as if it were alone"
 TEST_CASE("far and large keys: exact and finite") {
   const Shape shape{1, 45, 6};
   for (const double largest : {1e2, 1e4}) {
-    for (const DType dtype : {DType::f64, DType::f32}) {
+    for (const DType dtype : test_dtypes()) {
       const Tensor q = rounded_to(uniform(shape, -largest, largest), dtype),
                    k = rounded_to(uniform(shape, -largest, largest), dtype),
                    v = rounded_to(uniform(shape), dtype);
@@ -151,7 +151,7 @@ TEST_CASE("far and large keys: exact and finite") {
         const Tensor y = generate(mechanism.step, input(q), input(k), input(v), cache, 0);
         const Values expected = mechanism.naive(attention_shape(q, {.causal = true, .key_mask = {}}),
                                                 values_of(q), values_of(k), values_of(v));
-        check_close(values_of(y), expected, dtype == DType::f64 ? kF64Tolerance : kF32Tolerance,
+        check_close(values_of(y), expected, tolerance_of(dtype),
                     detail::concatenate(mechanism.name, " up to ", largest, " ", name_of(dtype)));
       }
     }

@@ -156,6 +156,10 @@ T atomicMax(T* address, T value) {
   return emulation::atomic_change(address, [value](T old) { return old < value ? value : old; });
 }
 template <class T>
+T atomicMin(T* address, T value) {
+  return emulation::atomic_change(address, [value](T old) { return value < old ? value : old; });
+}
+template <class T>
 T atomicExch(T* address, T value) {
   return emulation::atomic_change(address, [value](T) { return value; });
 }
