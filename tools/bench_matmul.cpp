@@ -128,6 +128,14 @@ std::vector<BenchCase> matmul_bench_cases() {
   constexpr int64_t kMasked = 77, kVocabulary = 30522;  // 15 % of the tokens are predicted
   add(kMasked, kVocabulary, kHidden, false, true, true);
 
+  for (const int64_t rows : {1, 8}) {  // a step of generation
+    for (const auto& [outputs, inputs] : layers) {
+      add(rows, outputs, inputs, false, true, true);
+      add(rows, inputs, outputs, false, false, false);
+    }
+    add(rows, kVocabulary, kHidden, false, true, true);
+  }
+
   const auto add_heads = [&](const Product& product) {
     cases.push_back(matmul_case(product, {product.inner, product.m, product.n, product.k}));
   };

@@ -14,7 +14,7 @@ void matmul_blocked(const Matmul& args);
 /// For up to kMaxThinRows rows, f32 and f64: reads b once and in place, as fast as memory gives it. Elements
 /// of a must be contiguous along k where transpose_b is set.
 void matmul_thin(const Matmul& args);
-inline constexpr int64_t kMaxThinRows = 4;
+inline constexpr int64_t kMaxThinRows = 8;
 
 /// oneDNN's sgemm, f32, one call per block of c and thread, for any strides. It packs both operands, and sums
 /// an element over k in the same order whatever block it falls in (the tests see to it). False, with nothing

@@ -137,7 +137,8 @@ TEST_CASE("sums in place, biases and scales together, for matrices with gaps bet
   struct Sizes {
     int64_t m, n, k;
   };
-  for (const auto& [m, n, k] : {Sizes{1, 33, 31}, {5, 1, 7}, {33, 31, 63}, {130, 97, 96}, {7, 5, 0}}) {
+  for (const auto& [m, n, k] :
+       {Sizes{1, 33, 31}, {5, 1, 7}, {33, 31, 63}, {130, 97, 96}, {7, 5, 0}, {4, 131, 37}, {8, 37, 131}}) {
     for (const int options : {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}) {
       check_everywhere({.m = m,
                         .n = n,

@@ -76,6 +76,14 @@ TEST_CASE("matrices of all sizes, all transposes") {
   }
 }
 
+TEST_CASE("one to eight rows and a few more, whose product reads the other matrix in place") {
+  for (const int64_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9}) {
+    for (const auto& [k, n] : {std::pair<int64_t, int64_t>{37, 131}, {131, 37}, {5, 3}}) {
+      for (const MatmulOptions options : kAllOptions) check_op(matmul_test({m, k}, {k, n}, options));
+    }
+  }
+}
+
 TEST_CASE("batches broadcast") {
   struct Case {
     Shape a, b;
@@ -229,8 +237,13 @@ TEST_CASE("a long inner dimension: the same bits for any thread count, and close
   struct Sizes {
     int64_t m, k, n;
   };
-  for (const auto& [m, k, n] :
-       {Sizes{768, 4096, 9}, {9, 4096, 768}, {1, 8192, 3}, {33, 5001, 31}, {256, 3072, 256}}) {
+  for (const auto& [m, k, n] : {Sizes{768, 4096, 9},
+                                {9, 4096, 768},
+                                {1, 8192, 3},
+                                {33, 5001, 31},
+                                {256, 3072, 256},
+                                {3, 771, 1029},
+                                {8, 771, 1029}}) {
     const Tensor a = uniform({m, k}), b = uniform({k, n});
     const Values expected = values_of(matmul(a, b));
     for (const MatmulOptions options : kAllOptions) {
