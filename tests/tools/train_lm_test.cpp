@@ -111,6 +111,10 @@ TEST_CASE("generate goes on from the prompt, the same for the same seed") {
   CHECK_MESSAGE(greedy.status == 0, greedy.output);
   CHECK(greedy.output.starts_with("The qu"));
   CHECK(greedy.output.size() == 6 + 12 + 1);
+  // Beyond the model's 24 positions.
+  const Run longer = generate(options + " --temperature 0 --tokens 60");
+  CHECK(longer.output.starts_with(greedy.output.substr(0, 18)));
+  CHECK(longer.output.size() == 6 + 60 + 1);
   CHECK(generate(options + " --top-k 1 --seed 9").output == greedy.output);
   CHECK(generate(options + " --seed 1 --threads 1").output == generate(options + " --seed 1").output);
   CHECK(generate(options + " --temperature 5 --seed 1").output !=
@@ -157,7 +161,6 @@ TEST_CASE("bad input of train_lm and generate: one line, exit 2 for usage and 1 
       {from + "--prompt a --top-p 2", 2, "expected a top-p above 0, at most 1, got 2"},
       {from + "--prompt a --tokens 0", 2, "--tokens: expected a number above 0"},
       {from + "--prompt a --device meta", 2, "nothing is generated on meta"},
-      {from + "--prompt a --tokens 25", 1, "at most 24 positions, got 1 and 25"},
       {"--prompt a --checkpoint " + files.at("none"), 1, "cannot open"},
   };
   for (const auto& [arguments, status, message] : generating) {
