@@ -83,8 +83,9 @@ TEST_CASE("training lowers the held-out bits per byte, with every mechanism, and
 
 TEST_CASE("Ctrl-C saves, and the run goes on from there bit for bit") {
   const Files files;
-  const std::string options =
-      files.text + kTiny + "--steps 200 --dropout 0.1 --attention ea-2 --threads 1 --checkpoint ";
+  const std::string options = files.text + kTiny +
+                              "--steps 200 --dropout 0.1 --attention ea-2 --threads 1 --json " +
+                              files.at("json") + " --checkpoint ";
   const std::string whole = files.at("whole"), pieces = files.at("pieces");
   CHECK(train(options + whole).status == 0);
 
@@ -97,6 +98,9 @@ TEST_CASE("Ctrl-C saves, and the run goes on from there bit for bit") {
   const Run resumed = train(options + pieces + " --resume --threads 2");
   CHECK_MESSAGE(resumed.status == 0, resumed.output);
   CHECK(checkpoint_values(pieces) == checkpoint_values(whole));
+  const auto lines = json_lines(files.at("json"));  // those from before the stop, too
+  CHECK(lines.size() == 20);
+  for (size_t i = 0; i < lines.size(); ++i) CHECK(lines[i]["step"] == 10 * (i + 1));
   // Nothing is left to do: the result once more.
   const Run again = train(options + pieces + " --resume");
   CHECK_MESSAGE(contains(again.output, "step    200"), again.output);
