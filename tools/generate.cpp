@@ -3,6 +3,7 @@
 
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -71,26 +72,48 @@ Device check(const Options& options) {
   return device;
 }
 
+using Tokens = std::vector<int64_t>;
+
+/// Adds options.tokens new tokens to each text, which may be longer than the model has positions: where these
+/// are full, the last half of them is taken up as a new prompt.
+void extend(const models::Decoder& model, std::vector<Tokens>& texts, models::GenerateOptions options) {
+  const int64_t positions = model.config().positions;
+  for (int64_t left = options.tokens; left > 0; left -= options.tokens, ++options.seed) {
+    std::vector<Tokens> contexts;
+    int64_t longest = 0;
+    for (const Tokens& text : texts) {
+      const auto size = static_cast<int64_t>(text.size());
+      const int64_t kept = size <= positions ? size : std::max<int64_t>(1, positions / 2);
+      contexts.emplace_back(text.end() - kept, text.end());
+      longest = std::max(longest, kept);
+    }
+    options.tokens = std::min(left, positions - longest + 1);
+    const std::vector<Tokens> added = model.generate(contexts, options);
+    for (size_t row = 0; row < texts.size(); ++row) {
+      texts[row].insert(texts[row].end(), added[row].begin(), added[row].end());
+    }
+  }
+}
+
 int run(Options& options) {
   const Device device = check(options);
   set_num_threads(options.threads);
   models::Decoder model(models::load_config(options.checkpoint, device));
   nn::load_checkpoint(options.checkpoint, model);
   model.eval();
-  std::vector<std::vector<int64_t>> prompts;
-  for (const std::string& prompt : options.prompts) prompts.push_back(byte_tokens(prompt));
+  std::vector<Tokens> texts;
+  for (const std::string& prompt : options.prompts) texts.push_back(byte_tokens(prompt));
 
-  const bool alone = prompts.size() == 1;
+  const bool alone = texts.size() == 1;
   if (alone) {
     print(options.prompts[0]);
     options.generate.on_token = [](size_t, int64_t token) {
       print(std::string(1, static_cast<char>(token)));
     };
   }
-  const std::vector<std::vector<int64_t>> generated = model.generate(prompts, options.generate);
-  for (size_t row = 0; !alone && row < prompts.size(); ++row) {
-    print(fmt::format("[{}] {}{}\n", row + 1, options.prompts[row],
-                      std::string(generated[row].begin(), generated[row].end())));
+  extend(model, texts, options.generate);
+  for (size_t row = 0; !alone && row < texts.size(); ++row) {
+    print(fmt::format("[{}] {}\n", row + 1, std::string(texts[row].begin(), texts[row].end())));
   }
   if (alone) print("\n");
   return kExitOk;

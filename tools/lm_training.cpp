@@ -162,6 +162,7 @@ int LmRun::train() {
   if (!training_.quiet) {
     fmt::print("{} parameters, {}, {} bytes to train on, {} held out\n", model_.parameter_count(),
                model_.config().attention.name(), text_.training().size(), text_.held_out().size());
+    std::fflush(stdout);
   }
   while (share() < 1 && !interrupt.raised()) {
     step();

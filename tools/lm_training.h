@@ -12,15 +12,15 @@ namespace elwise::tools {
 struct LmTraining {
   models::BertConfig model;
   std::filesystem::path text = {};
-  int64_t length = 256;
+  int64_t length = 64;
   int64_t batch = 16;
   std::optional<int64_t> steps = {};   // the run ends with the first of the two that is reached;
   std::optional<double> minutes = {};  // one at least
-  double learning_rate = 2e-3;
+  double learning_rate = 3e-3;
   double warmup = 0.02;  // share of the run
   double weight_decay = 0.01;
   double clip = 1;
-  int64_t validate_every = 200;           // steps
+  int64_t validate_every = 500;           // steps
   std::filesystem::path checkpoint = {};  // a folder, or none
   bool resume = false;
   uint64_t seed = 0;

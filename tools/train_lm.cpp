@@ -17,16 +17,18 @@ namespace {
 struct Options {
   std::string attention = "ea-6";
   std::string norm = "pre";
+  std::string positions = "sinusoidal";
   std::string device = "cpu";
   std::string json;
   int threads = num_threads();
   LmTraining training = {.model = {.vocabulary = kByteVocabulary,
-                                   .hidden = 256,
+                                   .hidden = 192,
                                    .layers = 6,
                                    .heads = 4,
-                                   .intermediate = 1024,
+                                   .intermediate = 768,
                                    .dropout = 0,
-                                   .attention_dropout = 0}};
+                                   .attention_dropout = 0,
+                                   .initializer_deviation = 0.1}};
 };
 
 void add_model_options(CLI::App& app, Options& options) {
@@ -42,13 +44,15 @@ void add_model_options(CLI::App& app, Options& options) {
       ->check(count)
       ->capture_default_str();
   app.add_option("--length", options.training.length,
-                 "bytes that the model sees at a time: its positions, prompts and all")
+                 "bytes that the model sees at a time: its positions. Short windows learn faster")
       ->check(count)
       ->capture_default_str();
   app.add_option("--norm", options.norm, "LayerNorm before each block (pre) or after it (post)")
       ->check(CLI::IsMember({"pre", "post"}))
       ->capture_default_str();
-  app.add_flag("--sinusoidal", model.sinusoidal, "fixed positions in place of a learned table");
+  app.add_option("--positions", options.positions, "sinusoidal (fixed) or learned")
+      ->check(CLI::IsMember({"sinusoidal", "learned"}))
+      ->capture_default_str();
   app.add_option("--deviation", model.initializer_deviation, "of weights and tables at first")
       ->check(count)
       ->capture_default_str();
@@ -125,6 +129,7 @@ void finish(Options& options) {
   }
   check_available(device);
   model.norm = options.norm == "pre" ? nn::NormPlacement::pre : nn::NormPlacement::post;
+  model.sinusoidal = options.positions == "sinusoidal";
   model.positions = training.length;
   model = model.for_length(training.length);
   model.options.device = device;

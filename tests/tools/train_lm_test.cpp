@@ -83,8 +83,9 @@ TEST_CASE("training lowers the held-out bits per byte, with every mechanism, and
 
 TEST_CASE("Ctrl-C saves, and the run goes on from there bit for bit") {
   const Files files;
-  const std::string options =
-      files.text + kTiny + "--steps 200 --dropout 0.1 --attention ea-2 --threads 1 --checkpoint ";
+  const std::string options = files.text + kTiny +
+                              "--steps 200 --dropout 0.1 --attention ea-2 --threads 1 --json " +
+                              files.at("json") + " --checkpoint ";
   const std::string whole = files.at("whole"), pieces = files.at("pieces");
   CHECK(train(options + whole).status == 0);
 
@@ -97,6 +98,9 @@ TEST_CASE("Ctrl-C saves, and the run goes on from there bit for bit") {
   const Run resumed = train(options + pieces + " --resume --threads 2");
   CHECK_MESSAGE(resumed.status == 0, resumed.output);
   CHECK(checkpoint_values(pieces) == checkpoint_values(whole));
+  const auto lines = json_lines(files.at("json"));  // those from before the stop, too
+  CHECK(lines.size() == 20);
+  for (size_t i = 0; i < lines.size(); ++i) CHECK(lines[i]["step"] == 10 * (i + 1));
   // Nothing is left to do: the result once more.
   const Run again = train(options + pieces + " --resume");
   CHECK_MESSAGE(contains(again.output, "step    200"), again.output);
@@ -111,6 +115,10 @@ TEST_CASE("generate goes on from the prompt, the same for the same seed") {
   CHECK_MESSAGE(greedy.status == 0, greedy.output);
   CHECK(greedy.output.starts_with("The qu"));
   CHECK(greedy.output.size() == 6 + 12 + 1);
+  // Beyond the model's 24 positions.
+  const Run longer = generate(options + " --temperature 0 --tokens 60");
+  CHECK(longer.output.starts_with(greedy.output.substr(0, 18)));
+  CHECK(longer.output.size() == 6 + 60 + 1);
   CHECK(generate(options + " --top-k 1 --seed 9").output == greedy.output);
   CHECK(generate(options + " --seed 1 --threads 1").output == generate(options + " --seed 1").output);
   CHECK(generate(options + " --temperature 5 --seed 1").output !=
@@ -157,7 +165,6 @@ TEST_CASE("bad input of train_lm and generate: one line, exit 2 for usage and 1 
       {from + "--prompt a --top-p 2", 2, "expected a top-p above 0, at most 1, got 2"},
       {from + "--prompt a --tokens 0", 2, "--tokens: expected a number above 0"},
       {from + "--prompt a --device meta", 2, "nothing is generated on meta"},
-      {from + "--prompt a --tokens 25", 1, "at most 24 positions, got 1 and 25"},
       {"--prompt a --checkpoint " + files.at("none"), 1, "cannot open"},
   };
   for (const auto& [arguments, status, message] : generating) {
