@@ -217,7 +217,7 @@ struct StateRows {
 template <int kRows, class From, class C>
 __device__ __forceinline__ void load_rows(const From& from, int row, int col, C (*to)[kStep<C>]) {
   constexpr int kWidth = From::kWidth, kPieces = kTile<C> / kWidth;
-#pragma unroll 1
+#pragma unroll 1  // more at a time would not fit the registers of 4 blocks on a multiprocessor
   for (int i = 0; i < kRows * kPieces / kBlock; ++i) {
     const int index = i * kBlock + static_cast<int>(threadIdx.x), at = index % kPieces * kWidth;
     C values[kWidth];
@@ -231,7 +231,7 @@ __device__ __forceinline__ void load_rows(const From& from, int row, int col, C 
 template <int kCols, class From, class C>
 __device__ __forceinline__ void load_columns(const From& from, int row, int col, C (*to)[kStep<C>]) {
   constexpr int kWidth = From::kWidth, kPieces = kCols / kWidth;
-#pragma unroll 1
+#pragma unroll 1  // more at a time would not fit the registers of 4 blocks on a multiprocessor
   for (int i = 0; i < kTile<C> * kPieces / kBlock; ++i) {
     const int index = i * kBlock + static_cast<int>(threadIdx.x), own = index / 2 % kTile<C>,
               at = (index / (2 * kTile<C>)*2 + index % 2) * kWidth;
