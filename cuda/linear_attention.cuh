@@ -114,13 +114,28 @@ struct Problem {
   __device__ __forceinline__ int64_t step() const { return int64_t{heads} * head; }
   __device__ __forceinline__ int64_t state_size() const { return int64_t{head + 1} * head; }
   __host__ __device__ __forceinline__ int chunks() const { return (length + chunk - 1) / chunk; }
-  /// Of a head of a batch entry, in tensors [batch, length, heads * head], and of its batch entry's mask.
-  __device__ __forceinline__ int64_t offset(int64_t pair) const {
-    return pair / heads * length * step() + pair % heads * head;
-  }
-  __device__ __forceinline__ bool is_visible(int64_t pair, int row) const {
-    return key_mask == nullptr || key_mask[pair / heads * length + row];
-  }
+};
+
+/// One head of one batch entry.
+template <class T>
+struct Head {
+  using C = Compute<T>;
+  const Problem<T>& problem;
+  int64_t first;          // its first element in tensors [batch, length, heads * head]
+  const bool* mask;       // [length] or null
+  const C* denominators;  // [length], as b
+  const C* b;
+
+  __device__ __forceinline__ Head(const Problem<T>& of, int pair)
+      : problem(of),
+        first(int64_t{pair / of.heads} * of.length * of.step() + pair % of.heads * of.head),
+        mask(of.key_mask != nullptr ? of.key_mask + int64_t{pair / of.heads} * of.length : nullptr),
+        denominators(of.denominator != nullptr ? of.denominator + int64_t{pair} * of.length : nullptr),
+        b(of.b != nullptr ? of.b + int64_t{pair} * of.length : nullptr) {}
+
+  /// Of a tensor like q.
+  __device__ __forceinline__ int64_t at(int row, int c = 0) const { return first + row * problem.step() + c; }
+  __device__ __forceinline__ bool is_visible(int row) const { return mask == nullptr || mask[row]; }
 };
 
 /// phi(q), phi(k), v and a: phi(k) and v are 0 for hidden keys, whatever they hold, and a for queries that
@@ -135,47 +150,47 @@ template <Operand kOperand, class T>
 struct Rows {
   using C = Compute<T>;
   static constexpr int kWidth = kVectorWidth<T>;
-  const Problem<T>& problem;
-  int64_t pair;
-  const C* shifts;  // of scaled queries, from row `first` on
-  int first;
+  const Head<T>& head;
+  const T* tensor;
+  const C* shifts;  // of scaled queries, from row `first_shift` on
+  int first_shift;
 
-  __device__ __forceinline__ Rows(const Problem<T>& of, int64_t of_pair, const C* of_shifts = nullptr,
-                                  int from = 0)
-      : problem(of), pair(of_pair), shifts(of_shifts), first(from) {}
-
-  __device__ __forceinline__ const T* row(int64_t index) const {
-    const T* tensor = kOperand == Operand::key        ? problem.k
-                      : kOperand == Operand::value    ? problem.v
-                      : kOperand == Operand::gradient ? problem.dy
-                                                      : problem.q;
-    return tensor + problem.offset(pair) + index * problem.step();
-  }
+  __device__ __forceinline__ explicit Rows(const Head<T>& of, const C* of_rows = nullptr, int from = 0)
+      : head(of),
+        tensor(kOperand == Operand::key        ? of.problem.k
+               : kOperand == Operand::value    ? of.problem.v
+               : kOperand == Operand::gradient ? of.problem.dy
+                                               : of.problem.q),
+        shifts(of_rows),
+        first_shift(from) {}
 
   __device__ __forceinline__ void read(int index, int col, C (&values)[kWidth]) const {
-    C factor = index < problem.length ? C(1) : C(0);
-    if (index < problem.length) {
+    const int length = head.problem.length, width = head.problem.head;
+    C factor = index < length ? C(1) : C(0);
+    if (index < length) {
       if constexpr (kOperand == Operand::key || kOperand == Operand::value) {
-        factor = problem.is_visible(pair, index) ? C(1) : C(0);
+        factor = head.is_visible(index) ? C(1) : C(0);
       } else if constexpr (kOperand == Operand::gradient) {
-        const C denominator = problem.denominator[pair * problem.length + index];
+        const C denominator = head.denominators[index];
         factor = denominator == C(0) ? C(0) : 1 / denominator;
       }
     }
     T stored[kWidth] = {};
-    if (factor != C(0)) load_elements(row(index), col, problem.head, problem.aligned, stored);
+    if (factor != C(0)) {
+      load_elements(tensor + head.at(index), col, width, head.problem.aligned, stored);
+    }
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
       C value = static_cast<C>(stored[i]);
       if constexpr (kOperand == Operand::scaled_query) {
-        const C shift = shifts[index - first];
+        const C shift = shifts[index - first_shift];
         value = value > C(0) ? value + C(1) : exp(value - shift);
       } else if constexpr (kIsFeatures<kOperand>) {
         value = feature(value);
       } else if constexpr (kOperand == Operand::gradient) {
         value *= factor;
       }
-      values[i] = factor != C(0) && col + i < problem.head ? value : C(0);
+      values[i] = factor != C(0) && col + i < width ? value : C(0);
     }
   }
 };
@@ -202,7 +217,7 @@ struct StateRows {
 template <int kRows, class From, class C>
 __device__ __forceinline__ void load_rows(const From& from, int row, int col, C (*to)[kStep<C>]) {
   constexpr int kWidth = From::kWidth, kPieces = kTile<C> / kWidth;
-#pragma unroll 1
+#pragma unroll 1  // more at a time would not fit the registers of 4 blocks on a multiprocessor
   for (int i = 0; i < kRows * kPieces / kBlock; ++i) {
     const int index = i * kBlock + static_cast<int>(threadIdx.x), at = index % kPieces * kWidth;
     C values[kWidth];
@@ -216,7 +231,7 @@ __device__ __forceinline__ void load_rows(const From& from, int row, int col, C 
 template <int kCols, class From, class C>
 __device__ __forceinline__ void load_columns(const From& from, int row, int col, C (*to)[kStep<C>]) {
   constexpr int kWidth = From::kWidth, kPieces = kCols / kWidth;
-#pragma unroll 1
+#pragma unroll 1  // more at a time would not fit the registers of 4 blocks on a multiprocessor
   for (int i = 0; i < kTile<C> * kPieces / kBlock; ++i) {
     const int index = i * kBlock + static_cast<int>(threadIdx.x), own = index / 2 % kTile<C>,
               at = (index / (2 * kTile<C>)*2 + index % 2) * kWidth;
@@ -239,12 +254,13 @@ __global__ void __launch_bounds__(kBlock, 4) chunk_sums_kernel(Problem<T> proble
   const int panels = (problem.head + kSize - 1) / kSize, chunks = problem.chunks();
   const int first_value = static_cast<int>(blockIdx.x % panels) * kSize;
   const int first_feature = static_cast<int>(blockIdx.x / panels % panels) * kSize;
-  const int64_t item = blockIdx.x / panels / panels, pair = item / chunks;
-  const int begin = static_cast<int>(item % chunks) * problem.chunk;
+  const int item = static_cast<int>(blockIdx.x / panels / panels);
+  const Head<T> head(problem, item / chunks);
+  const int begin = item % chunks * problem.chunk;
   const int end = min(begin + problem.chunk, problem.length);
   const int own = static_cast<int>(threadIdx.x) % kSize, part = static_cast<int>(threadIdx.x) / kSize;
-  const Rows<kFeatures, T> feature_rows(problem, pair);
-  const Rows<kValues, T> value_rows(problem, pair);
+  const Rows<kFeatures, T> feature_rows(head);
+  const Rows<kValues, T> value_rows(head);
   Product<C> product;
   C sum = 0;  // of feature first_feature + own
   for (int row = begin; row < end; row += kDepth<C>) {
@@ -256,7 +272,7 @@ __global__ void __launch_bounds__(kBlock, 4) chunk_sums_kernel(Problem<T> proble
     product.add(features.at, values.at, 0, count);
     if (first_value != 0) continue;
     for (int i = part; i < count; i += kParts<C>) {
-      const C weight = kValues == Operand::gradient ? problem.b[pair * problem.length + row + i] : C(1);
+      const C weight = kValues == Operand::gradient ? head.b[row + i] : C(1);
       sum = fma(features.at[i][own], weight, sum);
     }
   }

@@ -66,15 +66,13 @@ __device__ __forceinline__ void add_diagonal(const C (*a)[kStep<C>], const C (*b
 
 /// The largest element of each of a tile's queries, or 0: what their features are scaled by.
 template <class T>
-__device__ __forceinline__ void find_shifts(const Rows<Operand::query, T>& queries, int first,
-                                            Compute<T>* shifts) {
+__device__ __forceinline__ void find_shifts(const Head<T>& head, int first, Compute<T>* shifts) {
   using C = Compute<T>;
-  const int head = queries.problem.head;
+  const int width = head.problem.head;
   for (int i = static_cast<int>(threadIdx.x) / 32; i < kTile<C>; i += kBlock / 32) {
     C largest = -C(INFINITY);
-    for (int c = static_cast<int>(threadIdx.x) % 32; c < head && first + i < queries.problem.length;
-         c += 32) {
-      largest = Larger()(static_cast<C>(queries.row(first + i)[c]), largest);
+    for (int c = static_cast<int>(threadIdx.x) % 32; c < width && first + i < head.problem.length; c += 32) {
+      largest = Larger()(static_cast<C>(head.problem.q[head.at(first + i, c)]), largest);
     }
     largest = reduce_warp(largest, Larger());
     if (threadIdx.x % 32 == 0) shifts[i] = largest > C(0) ? C(0) : largest;
@@ -96,18 +94,18 @@ class AnswerTile {
   using C = Compute<T>;
   using Traits = AnswerTraits<kAnswer>;
 
-  __device__ __forceinline__ AnswerTile(const Problem<T>& problem, int64_t pair, int first_row, int first_col,
+  __device__ __forceinline__ AnswerTile(const Problem<T>& problem, int pair, int first_row, int first_col,
                                         AnswerMemory<C>& memory)
       : problem_(problem),
         pair_(pair),
-        head_(problem.head),
+        head_(problem, pair),
+        width_(problem.head),
         first_row_(first_row),
         first_col_(first_col),
         chunk_(first_row / problem.chunk),
-        b_(Traits::kOfFeatures ? problem.b + pair * problem.length : nullptr),
         memory_(memory) {
     if constexpr (kAnswer == Answer::scaled_outputs) {
-      find_shifts(Rows<Operand::query, T>(problem, pair), first_row, memory.shifts);
+      find_shifts(head_, first_row, memory.shifts);
     }
   }
 
@@ -116,11 +114,11 @@ class AnswerTile {
     const bool is_first = chunk_ == (Traits::kUpTo ? 0 : problem_.chunks() - 1);
     if (problem_.causal && is_first && !states.is_carried) return;
     const C* const state = states.first + pair_ * states.of_pair + chunk_ * states.of_chunk;
-    const C* const last = state + int64_t{head_} * head_;
-    const StateRows<C> rows{state, head_, problem_.aligned};
-    for (int c = 0; c < head_; c += kSize) {
+    const C* const last = state + int64_t{width_} * width_;
+    const StateRows<C> rows{state, width_, problem_.aligned};
+    for (int c = 0; c < width_; c += kSize) {
       load_own(c);
-      for (int half = 0; half < kSize && c + half < head_; half += kHalf) {
+      for (int half = 0; half < kSize && c + half < width_; half += kHalf) {
         __syncthreads();
         if constexpr (Traits::kOfFeatures) {
           load_columns<kHalf>(rows, first_col_, c + half, memory_.stage.at);
@@ -128,24 +126,26 @@ class AnswerTile {
           load_rows<kHalf>(rows, c + half, first_col_, memory_.stage.at);
         }
         __syncthreads();
-        answer_.add(memory_.own.at + half, memory_.stage.at, 0, min(kHalf, head_ - c - half));
+        answer_.add(memory_.own.at + half, memory_.stage.at, 0, min(kHalf, width_ - c - half));
       }
       if constexpr (Traits::kForward) {
-        for (int i = part(); i < min(kSize, head_ - c); i += kParts<C>) {
+        for (int i = part(); i < min(kSize, width_ - c); i += kParts<C>) {
           denominator_ = fma(memory_.own.at[i][tile_row()], last[c + i], denominator_);
         }
       }
     }
-    has_own_ = head_ <= kSize;
+    has_own_ = width_ <= kSize;
     if constexpr (Traits::kOfFeatures) {
 #pragma unroll
       for (int i = 0; i < Product<C>::kRows; ++i) {
         const int row = first_row_ + answer_.row() + i;
-        const C factor = kAnswer == Answer::key_gradients ? C(1) : row < problem_.length ? b_[row] : C(0);
+        const C factor = kAnswer == Answer::key_gradients ? C(1)
+                         : row < problem_.length          ? head_.b[row]
+                                                          : C(0);
 #pragma unroll
         for (int j = 0; j < Product<C>::kCols; ++j) {
           const int col = first_col_ + answer_.col() + j;
-          if (col < head_) answer_.at[i][j] = fma(factor, last[col], answer_.at[i][j]);
+          if (col < width_) answer_.at[i][j] = fma(factor, last[col], answer_.at[i][j]);
         }
       }
     }
@@ -155,7 +155,7 @@ class AnswerTile {
   __device__ __forceinline__ void add_pairs() {
     const int begin = Traits::kUpTo ? chunk_ * problem_.chunk : first_row_;
     const int end = Traits::kUpTo ? first_row_ + kSize : min((chunk_ + 1) * problem_.chunk, problem_.length);
-    const Rows<Traits::kSummed, T> summed(problem_, pair_);
+    const Rows<Traits::kSummed, T> summed(head_);
     for (int other = begin; other < end; other += kSize) {
       multiply_pairs(other);
       const int count = min(kSize, problem_.length - other);
@@ -206,7 +206,7 @@ class AnswerTile {
   __device__ __forceinline__ void write_gradients(T* result) {
     constexpr bool kOfKeys = kAnswer != Answer::query_gradients;
     write_rows(result, [&](int, int row, int64_t at, C(&values)[kCols]) {
-      const bool counts = !kOfKeys || problem_.is_visible(pair_, row);
+      const bool counts = !kOfKeys || head_.is_visible(row);
       T x[kCols];
       if constexpr (Traits::kOfFeatures) {
         load_elements((kOfKeys ? problem_.k : problem_.q) + at, 0, cols(), problem_.aligned, x);
@@ -233,27 +233,27 @@ class AnswerTile {
   }
   /// Columns of the head from the thread's first one on.
   __device__ __forceinline__ int cols() const {
-    return head_ - first_col_ - answer_.col();
+    return width_ - first_col_ - answer_.col();
   }
 
   __device__ __forceinline__ void load_own(int c) {
     __syncthreads();  // the last one has been read
-    load_columns<kSize>(Rows<Traits::kOwn, T>(problem_, pair_, memory_.shifts, first_row_), first_row_, c,
+    load_columns<kSize>(Rows<Traits::kOwn, T>(head_, memory_.shifts, first_row_), first_row_, c,
                         memory_.own.at);
   }
 
   /// memory_.pairs = the products with the rows from `other` on, 0 where they do not meet.
   __device__ __forceinline__ void multiply_pairs(int other) {
-    const Rows<Traits::kOther, T> rows(problem_, pair_);
+    const Rows<Traits::kOther, T> rows(head_);
     Product<C> products;
-    for (int c = 0; c < head_; c += kSize) {
+    for (int c = 0; c < width_; c += kSize) {
       if (!has_own_) load_own(c);
-      has_own_ = head_ <= kSize;
-      for (int half = 0; half < kSize && c + half < head_; half += kHalf) {
+      has_own_ = width_ <= kSize;
+      for (int half = 0; half < kSize && c + half < width_; half += kHalf) {
         __syncthreads();
         load_columns<kHalf>(rows, other, c + half, memory_.stage.at);
         __syncthreads();
-        products.add(memory_.stage.at, memory_.own.at + half, 0, min(kHalf, head_ - c - half));
+        products.add(memory_.stage.at, memory_.own.at + half, 0, min(kHalf, width_ - c - half));
       }
     }
 #pragma unroll
@@ -264,7 +264,7 @@ class AnswerTile {
         const int own = first_row_ + products.col() + j;
         if constexpr (Traits::kOfFeatures) {
           const int query = kAnswer == Answer::query_gradients ? own : row;
-          if (query < problem_.length) products.at[i][j] += b_[query];
+          if (query < problem_.length) products.at[i][j] += head_.b[query];
         }
         const bool meet = Traits::kUpTo ? row <= own : row >= own;
         products.at[i][j] = meet ? products.at[i][j] : C(0);
@@ -281,7 +281,7 @@ class AnswerTile {
     for (int i = 0; i < kRows; ++i) {
       const int row = first_row_ + answer_.row() + i;
       if (row >= problem_.length || cols() <= 0) continue;
-      const int64_t at = problem_.offset(pair_) + row * problem_.step() + first_col_ + answer_.col();
+      const int64_t at = head_.at(row, first_col_ + answer_.col());
       if (!function(i, row, at, answer_.at[i])) continue;
       T stored[kCols];
 #pragma unroll
@@ -292,8 +292,8 @@ class AnswerTile {
 
   const Problem<T>& problem_;
   const int64_t pair_;
-  const int head_, first_row_, first_col_, chunk_;
-  const C* const b_;
+  const Head<T> head_;
+  const int width_, first_row_, first_col_, chunk_;
   AnswerMemory<C>& memory_;
   Product<C> answer_;
   C denominator_ = 0;     // of tile_row(), the thread's part
@@ -308,7 +308,7 @@ __global__ void __launch_bounds__(kBlock, 4)
   constexpr int kSize = kTile<Compute<T>>;
   __shared__ AnswerMemory<Compute<T>> memory;
   const int panels = (problem.head + kSize - 1) / kSize, tiles = (problem.length + kSize - 1) / kSize;
-  AnswerTile<kAnswer, T> tile(problem, blockIdx.x / panels / tiles,
+  AnswerTile<kAnswer, T> tile(problem, static_cast<int>(blockIdx.x / panels / tiles),
                               static_cast<int>(blockIdx.x / panels % tiles) * kSize,
                               static_cast<int>(blockIdx.x % panels) * kSize, memory);
   tile.add_state(states);

@@ -61,15 +61,15 @@ __global__ void __launch_bounds__(kBlock, 1)
     direct_gradients_kernel(Problem<T> problem, const T* y, Gradients<T> gradients) {
   using C = Compute<T>;
   __shared__ C weights[kBlock], slopes[kBlock];  // slopes: dy . (v - y)
-  const int64_t pair = blockIdx.x;
-  C* const scratch = problem.sums + pair * problem.chunks() * problem.state_size();
-  const int thread = static_cast<int>(threadIdx.x), head = problem.head;
-  for_each_direct(problem, pair, 0, problem.length, [&](int row) {
-    const DirectQuery<T> query(problem, pair, row, scratch);
+  const Head<T> head(problem, static_cast<int>(blockIdx.x));
+  C* const scratch = problem.sums + int64_t{blockIdx.x} * problem.chunks() * problem.state_size();
+  const int thread = static_cast<int>(threadIdx.x), width = problem.head;
+  for_each_direct(head, 0, problem.length, [&](int row) {
+    const DirectQuery<T> query(head, row, scratch);
     if (query.sees_none()) return;
     const auto times_dy = [&](const T* tensor, int other) {  // by a warp
       C sum = 0;
-      for (int c = thread % 32; c < head; c += 32) {
+      for (int c = thread % 32; c < width; c += 32) {
         sum = fma(query.element(problem.dy, row, c), query.element(tensor, other, c), sum);
       }
       return reduce_warp(sum);
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kBlock, 1)
       if (query.sees(key)) denominator += query.weight(key);
     }
     denominator = reduce_block(thread % 32 == 0 ? denominator : C(0), C(0));
-    for (int first = 0; first < head; first += kBlock) {
+    for (int first = 0; first < width; first += kBlock) {
       const int c = first + thread;
       C features = 0;  // sum_j slope_j (1 + k_j+) exp(k_j- - r)
       for (int keys = 0; keys < query.end(); keys += kBlock) {
@@ -91,9 +91,9 @@ __global__ void __launch_bounds__(kBlock, 1)
           if (thread % 32 == 0) slopes[i] = slope;
         }
         __syncthreads();
-        for (int i = 0; i < count && c < head; ++i) {
+        for (int i = 0; i < count && c < width; ++i) {
           if (!query.sees(keys + i)) continue;
-          const int64_t at = problem.offset(pair) + (keys + i) * problem.step() + c;
+          const int64_t at = head.at(keys + i, c);
           const C change = weights[i] / denominator * query.element(problem.dy, row, c);
           const C scaled = slopes[i] * query.key_slope(keys + i, c);
           gradients.dv[at] = T(static_cast<C>(gradients.dv[at]) + change);
@@ -102,8 +102,8 @@ __global__ void __launch_bounds__(kBlock, 1)
         }
         __syncthreads();
       }
-      if (c < head) {
-        gradients.dq[problem.offset(pair) + row * problem.step() + c] = T(query.slope(c) * features);
+      if (c < width) {
+        gradients.dq[head.at(row, c)] = T(query.slope(c) * features);
       }
     }
     __syncthreads();

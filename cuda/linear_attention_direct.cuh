@@ -19,14 +19,13 @@ class DirectQuery {
   using C = Compute<T>;
 
   /// scratch: r and slope, [head] each.
-  __device__ DirectQuery(const Problem<T>& problem, int64_t pair, int row, C* scratch)
-      : problem_(problem),
-        pair_(pair),
-        offset_(problem.offset(pair)),
-        end_(problem.causal ? row + 1 : problem.length),
-        q_(problem.q + offset_ + row * problem.step()),
+  __device__ DirectQuery(const Head<T>& head, int row, C* scratch)
+      : head_(head),
+        problem_(head.problem),
+        end_(problem_.causal ? row + 1 : problem_.length),
+        q_(problem_.q + head.at(row)),
         largest_(scratch),
-        slope_(scratch + problem.head) {
+        slope_(scratch + problem_.head) {
     C most = -C(INFINITY);
     for (int c = static_cast<int>(threadIdx.x); c < problem_.head; c += kBlock) {
       C largest = -C(INFINITY);
@@ -49,10 +48,10 @@ class DirectQuery {
 
   __device__ __forceinline__ bool sees_none() const { return sees_none_; }
   __device__ __forceinline__ int end() const { return end_; }
-  __device__ __forceinline__ bool sees(int key) const { return problem_.is_visible(pair_, key); }
+  __device__ __forceinline__ bool sees(int key) const { return head_.is_visible(key); }
   /// Of a tensor like q.
   __device__ __forceinline__ C element(const T* tensor, int row, int c) const {
-    return static_cast<C>(tensor[offset_ + row * problem_.step() + c]);
+    return static_cast<C>(tensor[head_.at(row, c)]);
   }
   __device__ __forceinline__ C query(int c) const { return static_cast<C>(q_[c]); }
 
@@ -89,8 +88,8 @@ class DirectQuery {
   static __device__ __forceinline__ C negative(C x) { return x > C(0) ? C(0) : x; }
   static __device__ __forceinline__ C positive(C x) { return x > C(0) ? x : C(0); }
 
+  const Head<T>& head_;
   const Problem<T>& problem_;
-  int64_t pair_, offset_;
   int end_;
   const T* q_;
   C* largest_;
@@ -100,14 +99,12 @@ class DirectQuery {
 
 /// Calls body(row) for the rows in [begin, end) that are answered directly. All threads of the block call it.
 template <class T, class Body>
-__device__ __forceinline__ void for_each_direct(const Problem<T>& problem, int64_t pair, int begin, int end,
-                                                const Body& body) {
-  const Compute<T>* const denominators = problem.denominator + pair * problem.length;
+__device__ __forceinline__ void for_each_direct(const Head<T>& head, int begin, int end, const Body& body) {
   for (int first = begin; first < end; first += kBlock) {
     const int own = first + static_cast<int>(threadIdx.x);
-    if (!__syncthreads_or(own < end && denominators[own] == 0)) continue;
+    if (!__syncthreads_or(own < end && head.denominators[own] == 0)) continue;
     for (int row = first; row < min(first + kBlock, end); ++row) {
-      if (denominators[row] == 0) body(row);
+      if (head.denominators[row] == 0) body(row);
     }
   }
 }

@@ -14,11 +14,11 @@ __global__ void __launch_bounds__(kBlock, 1) direct_answers_kernel(Problem<T> pr
   using C = Compute<T>;
   __shared__ C weights[kBlock];
   const int chunks = problem.chunks();
-  const int64_t pair = blockIdx.x / chunks;
+  const Head<T> head(problem, static_cast<int>(blockIdx.x / chunks));
   const int begin = static_cast<int>(blockIdx.x % chunks) * problem.chunk;
   C* const scratch = problem.sums + blockIdx.x * problem.state_size();
-  for_each_direct(problem, pair, begin, min(begin + problem.chunk, problem.length), [&](int row) {
-    const DirectQuery<T> query(problem, pair, row, scratch);
+  for_each_direct(head, begin, min(begin + problem.chunk, problem.length), [&](int row) {
+    const DirectQuery<T> query(head, row, scratch);
     for (int first = 0; first < problem.head; first += kBlock) {
       const int c = first + static_cast<int>(threadIdx.x);
       C sum = 0, denominator = 0;
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kBlock, 1) direct_answers_kernel(Problem<T> pr
         __syncthreads();
       }
       if (c < problem.head) {
-        y[problem.offset(pair) + row * problem.step() + c] = T(query.sees_none() ? C(0) : sum / denominator);
+        y[head.at(row, c)] = T(query.sees_none() ? C(0) : sum / denominator);
       }
     }
     __syncthreads();

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <functional>
+#include <utility>
 
 #include "autograd/grad_mode.h"
 #include "core/safetensors.h"
@@ -215,6 +216,32 @@ TEST_CASE("linear attention: prefill and steps answer as the parallel form") {
         check_op(test);
       }
     }
+  }
+}
+
+TEST_CASE("linear attention: a prompt in pieces, some longer than a chunk") {
+  constexpr int64_t kHeads = 2;
+  const Attention pieces{
+      .name = "linear prompt in pieces",
+      .run =
+          [=](const Tensor& q, const Tensor& k, const Tensor& v, const AttentionOptions& options) {
+            LinearAttentionState state = linear_attention_state(q.size(0), q.size(2), kHeads, q.options());
+            std::vector<Tensor> rows;
+            for (const auto& [begin, end] : {std::pair{0, 150}, {150, 151}, {151, 300}}) {
+              const auto piece = [&](const Tensor& x) { return slice(x, 1, begin, end); };
+              const Tensor mask = options.key_mask.defined() ? piece(options.key_mask) : Tensor();
+              rows.push_back(linear_attention_prefill(piece(q), piece(k), piece(v), state, mask));
+            }
+            return concat(rows, 1);
+          },
+      .naive =
+          [=](const AttentionShape& shape, const Values& q, const Values& k, const Values& v) {
+            return naive::linear_attention(shape, kHeads, q, k, v, Values(v.size(), 0)).y;
+          }};
+  for (const Visible visible : {Visible::all, Visible::left_padded, Visible::random}) {
+    OpTest test = attention_test(pieces, {2, 300, 10}, true, visible, 2);
+    test.gradients = false;
+    check_op(test);
   }
 }
 
