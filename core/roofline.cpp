@@ -29,6 +29,24 @@ void stream_copy(const float* from, float* to, int64_t count) {
   for (int64_t i = 0; i < count; i += lanes) hn::Stream(hn::Load(d, from + i), d, to + i);
 }
 
+/// The sum of `count` floats, a multiple of 128.
+float stream_read(const float* from, int64_t count) {
+  constexpr int64_t kChains = 8;  // sums one after the other would wait for one another
+  const hn::CappedTag<float, 16> d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  hn::Vec<decltype(d)> sums[kChains];
+  for (auto& sum : sums) sum = hn::Zero(d);
+  for (int64_t i = 0; i < count; i += kChains * lanes) {
+#pragma GCC unroll 8
+    for (int64_t chain = 0; chain < kChains; ++chain)
+      sums[chain] = hn::Add(sums[chain], hn::Load(d, from + i + chain * lanes));
+  }
+  auto total = sums[0];
+#pragma GCC unroll 8
+  for (int64_t chain = 1; chain < kChains; ++chain) total = hn::Add(total, sums[chain]);
+  return hn::GetLane(hn::SumOfLanes(d, total));
+}
+
 /// Runs `rounds` times kChains independent multiply-adds of vectors, enough to hide their latency, and
 /// returns the number of operations.
 template <class T>
@@ -78,6 +96,7 @@ namespace elwise {
 namespace {
 
 HWY_EXPORT(stream_copy);
+HWY_EXPORT(stream_read);
 HWY_EXPORT(f32_multiply_adds);
 HWY_EXPORT(f64_multiply_adds);
 
@@ -165,6 +184,18 @@ class CpuProbe : public RooflineProbe {
             .f64_flops_per_s = peak_of(HWY_DYNAMIC_DISPATCH(f64_multiply_adds)),
             .f32_flops_per_s = f32,
             .bf16_flops_per_s = has_bf16_products() ? peak_of(bf16_multiply_adds) : f32};
+  }
+
+  double measure_read_bytes_per_s() override {
+    const double seconds = seconds_of([&] {
+      for (const float* buffer : {from_, to_}) {
+        parallel_blocks([&](int64_t i, int64_t count) {
+          volatile float sink = HWY_DYNAMIC_DISPATCH(stream_read)(buffer + i, count);
+          (void)sink;
+        });
+      }
+    });
+    return 2.0 * kBufferBytes / seconds;
   }
 
  private:

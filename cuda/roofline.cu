@@ -39,6 +39,19 @@ __global__ void multiply_adds_kernel(T factor, T term, T* sink) {
   if (sum < T(0)) *sink = sum;
 }
 
+/// Reads `count` vectors. What they add up to is written where it is a NaN, which `x` has none of.
+__global__ void read_kernel(const float* x, int64_t count, float* sink) {
+  constexpr int kWidth = kVectorWidth<float>;
+  float sum = 0;
+#pragma unroll 8
+  for (int64_t i = grid_thread(); i < count; i += grid_threads()) {
+    const auto part = load<kWidth>(x + i * kWidth);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) sum += part.at[j];
+  }
+  if (sum != sum) *sink = sum;
+}
+
 /// Numbers in [-1, 1): products of zeros take less power, and less time, than others.
 __global__ void noise_kernel(__nv_bfloat16* y, int64_t count) {
   for (int64_t i = grid_thread(); i < count; i += grid_threads()) {
@@ -73,6 +86,16 @@ class Probe : public RooflineProbe {
             .f64_flops_per_s = multiply_adds_per_s<double>(),
             .f32_flops_per_s = multiply_adds_per_s<float>(),
             .bf16_flops_per_s = products_per_s()};
+  }
+
+  double measure_read_bytes_per_s() override {
+    const DeviceGuard guard(device_);
+    const int64_t vectors = copy_bytes_ / kVectorBytes;
+    return static_cast<double>(copy_bytes_) / seconds_of([&] {
+             launch<read_kernel>({.grid = grid_for(vectors), .block = kThreads},
+                                 reinterpret_cast<const float*>(from_.data()), vectors,
+                                 reinterpret_cast<float*>(to_.data()));
+           });
   }
 
  private:

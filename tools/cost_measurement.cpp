@@ -11,6 +11,7 @@
 #include "tools/masked_lm_data.h"
 #include "tools/matmul_floor.h"
 #include "tools/median.h"
+#include "tools/model_options.h"
 
 namespace elwise::tools {
 namespace {
@@ -122,23 +123,9 @@ nlohmann::ordered_json to_json(const CostRequest& request, const CostResult& res
   const auto counted_or_null = [&](auto value) {
     return result.steps > 0 ? nlohmann::ordered_json(value) : nlohmann::ordered_json();
   };
-  const nn::Mechanism& mechanism = request.model.attention;
-  const bool has_order = mechanism.kind == nn::Mechanism::Kind::ea_series ||
-                         mechanism.kind == nn::Mechanism::Kind::ea_series_composed;
-  nlohmann::ordered_json json;
-  json["attention"] = mechanism.name();
-  json["order"] = has_order ? nlohmann::ordered_json(mechanism.order) : nlohmann::ordered_json();
-  json["device"] = detail::concatenate(request.model.options.device);
-  json["dtype"] = name_of(request.model.options.dtype);
-  json["tf32"] = tf32_allowed();
-  json["causal"] = request.model.causal;
+  nlohmann::ordered_json json = to_json(request.model);
   json["batch"] = request.batch;
   json["seq_len"] = request.length;
-  json["layers"] = request.model.layers;
-  json["hidden"] = request.model.hidden;
-  json["heads"] = request.model.heads;
-  json["intermediate"] = request.model.intermediate;
-  json["vocabulary"] = request.model.vocabulary;
   json["parameters"] = counted_or_null(result.parameters);
   json["step_ms"] = value_or_null(result.step_ms);
   json["forward_ms"] = value_or_null(result.forward_ms);

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Draws what train_bert_cost measured: plot_cost.py FILE... --out DIR writes memory, bs-l and throughput, each as PNG
-and SVG, as far as the files have the data.
+"""Draws what train_bert_cost and infer_bert_cost measured: plot_cost.py FILE... --out DIR writes memory, bs-l and
+throughput (figure 4 of arXiv 2501.05730), generation-memory and generation-latency (figure 5), step-memory and
+step-latency (of infer_bert_cost --position), each as PNG and SVG, as far as the files have the data.
 
 The files hold one JSON object per line, with or without a sweep's name; where two lines measure the same thing, the
 later one counts. Prints the files that it wrote. Exits 2 for bad usage, 1 for a failure.
@@ -19,7 +20,8 @@ import zlib
 from typing import Any, NoReturn
 
 APT_PYTHON = "/usr/bin/python3"  # the one for which apt installs python3-matplotlib
-REQUIRED = {"attention": str, "device": str, "dtype": str, "batch": int, "seq_len": int}
+REQUIRED = {"attention": str, "device": str, "dtype": str, "batch": int}
+SIZES = ("seq_len", "length", "position")  # of which a line has one
 SWEEPS = (None, "memory", "bs-l", "throughput")
 BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -47,6 +49,12 @@ class Panel:
     y_label: str
     varies: tuple[str, ...]  # fields that tell series of one attention apart
 
+    def in_bytes(self) -> bool:
+        return self.y.endswith("_bytes")
+
+    def in_time(self) -> bool:
+        return self.name == "throughput" or self.y == "ms_per_token"
+
 
 MODEL = ("layers", "hidden", "dtype", "causal", "checkpoint_activations")
 PANELS = (
@@ -56,6 +64,14 @@ PANELS = (
           "longest sequence (tokens)", ("memory_budget", *MODEL)),
     Panel("throughput", "Training throughput", "seq_len", "tokens_per_s", "sequence length (tokens)",
           "tokens per second", ("batch", "device", "threads", *MODEL)),
+    Panel("generation-memory", "What generation keeps of the tokens", "length", "state_bytes", "generated tokens",
+          "state", ("batch", *MODEL)),
+    Panel("generation-latency", "Latency of generation", "length", "ms_per_token", "generated tokens",
+          "milliseconds per token", ("batch", "device", "threads", *MODEL)),
+    Panel("step-memory", "What a step finds in memory beside the weights", "position", "state_bytes",
+          "tokens before", "state", ("batch", *MODEL)),
+    Panel("step-latency", "Latency of one step", "position", "ms_per_token", "tokens before", "milliseconds",
+          ("batch", "device", "threads", *MODEL)),
 )
 
 
@@ -84,9 +100,12 @@ def check(line: Any) -> dict[str, Any]:
     for field, kind in REQUIRED.items():
         if not isinstance(line.get(field), kind):
             raise PlotError(f"expected {field} to be {kind.__name__}, got {json.dumps(line.get(field))}")
+    sizes = [line.get(field) for field in SIZES if line.get(field) is not None]
+    if len(sizes) != 1 or not isinstance(sizes[0], int):
+        raise PlotError(f"expected {', '.join(SIZES[:-1])} or {SIZES[-1]} to be int, got {json.dumps(sizes)}")
     if line.get("sweep") not in SWEEPS:
         raise PlotError(f"expected sweep to be memory, bs-l or throughput, got {json.dumps(line['sweep'])}")
-    for field in ("peak_bytes", "tokens_per_s", "max_seq_len", "memory_budget"):
+    for field in ("peak_bytes", "tokens_per_s", "max_seq_len", "memory_budget", "state_bytes", "ms_per_token"):
         value = line.get(field)
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
         if value is not None and not number:
@@ -169,7 +188,7 @@ def subtitle(panel: Panel, lines: list[dict[str, Any]]) -> str:
             continue
         if value is not False:
             parts.append(phrase(field, value))
-    if panel.name != "throughput":
+    if not panel.in_time():
         devices = sorted({line["device"] for line in lines})
         parts.append({"meta": "counted on meta", "cpu,meta": "counted on meta, rings: run on cpu"}.get(
             ",".join(devices), "on " + ", ".join(devices)))
@@ -229,7 +248,7 @@ def draw_series(axes: Any, panel: Panel, all_series: list[Series], varied: list[
                   marker=MARKERS.get(series.attention, "P"), markeredgecolor="white", markeredgewidth=0.8, zorder=3)
         text = ", ".join([series.attention, *(phrase(*pair) for pair in zip(varied, series.variant))])
         if panel.name != "bs-l":  # whose ends are not its point
-            text += "  " + (bytes_text(ys[-1]) if panel.y == "peak_bytes" else f"{ys[-1]:.3g}")
+            text += "  " + (bytes_text(ys[-1]) if panel.in_bytes() else f"{ys[-1]:.3g}")
         labels.append((xs[-1], ys[-1], text, color))
     place_labels(axes, labels)
 
@@ -292,10 +311,10 @@ def draw(pyplot: Any, panel: Panel, lines: list[dict[str, Any]]) -> Any:
     ys = [y for series in all_series for y in series.points.values()]
     more = 0.8 if panel.name == "bs-l" else 0  # room to name the curves of constant tokens
     log2_axis(axes, "x", xs, count_text, (0.3 + more, 0.3))
-    if panel.name == "throughput":
+    if panel.in_time():
         axes.set_ylim(0, 1.15 * max(ys))
     else:
-        log2_axis(axes, "y", ys, bytes_text if panel.y == "peak_bytes" else count_text, (0.8, 0.5 + more))
+        log2_axis(axes, "y", ys, bytes_text if panel.in_bytes() else count_text, (0.8, 0.5 + more))
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
     axes.grid(True, color="#E5E5E5", linewidth=0.8, zorder=0)
@@ -329,7 +348,8 @@ def save(figure: Any, path: pathlib.Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="plot_cost", description=__doc__)
-    parser.add_argument("files", nargs="+", type=pathlib.Path, metavar="FILE", help="JSON lines of train_bert_cost")
+    parser.add_argument("files", nargs="+", type=pathlib.Path, metavar="FILE",
+                        help="JSON lines of train_bert_cost or infer_bert_cost")
     parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder for the figures")
     arguments = parser.parse_args()
     try:

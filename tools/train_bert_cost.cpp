@@ -13,6 +13,7 @@
 #include "tools/cost_measurement.h"
 #include "tools/cost_sweep.h"
 #include "tools/longest_length.h"
+#include "tools/model_options.h"
 #include "tools/plot_cost.h"
 
 namespace elwise::tools {
@@ -69,9 +70,7 @@ void add_options(CLI::App& app, Options& options) {
   models::BertConfig& model = request.model;
   const auto count = positive_number();
   app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
-  app.add_option(
-         "--attention", options.attentions,
-         "mechanisms, comma-separated: sa, la, aft, ea, ea-N or ea-series-composed-N (N even, 0 .. 16), none")
+  app.add_option("--attention", options.attentions, kAttentionHelp)
       ->take_all()
       ->delimiter(',')
       ->capture_default_str();
@@ -93,13 +92,7 @@ void add_options(CLI::App& app, Options& options) {
       ->capture_default_str();
   app.add_flag("--tf32", options.tf32, "on a GPU: let matrix products round f32 operands to TF32");
   app.add_flag("--causal", model.causal, "a token sees only itself and what stands before it");
-  app.add_option("--layers", model.layers, "encoder layers")->check(count)->capture_default_str();
-  app.add_option("--hidden", model.hidden, "hidden size")->check(count)->capture_default_str();
-  app.add_option("--heads", model.heads, "heads of sa")->check(count)->capture_default_str();
-  app.add_option("--intermediate", model.intermediate, "size between the two feed-forward products")
-      ->check(count)
-      ->capture_default_str();
-  app.add_option("--vocab", model.vocabulary, "vocabulary size")->check(count)->capture_default_str();
+  add_size_options(app, model);
   app.add_option("--steps", request.steps, "measured steps per configuration")
       ->check(count)
       ->capture_default_str();
@@ -124,10 +117,6 @@ void add_options(CLI::App& app, Options& options) {
                "print the time of each kernel, and its share of what the machine could do");
   app.add_flag("--quiet", options.quiet, "print the table only");
   add_sweep_options(app, options);
-}
-
-DType dtype_named(const std::string& name) {
-  return name == "f64" ? DType::f64 : DType::f32;
 }
 
 /// What --sweep changes where the user has chosen nothing. Throws UsageError for what does not go with it.
@@ -158,24 +147,13 @@ void apply_sweep(const CLI::App& app, Options& options) {
 /// Checks what CLI11 cannot, and fills in what the configurations share. Throws UsageError.
 void finish(const CLI::App& app, Options& options) {
   apply_sweep(app, options);
-  models::BertConfig& model = options.request.model;
-  model.dropout = model.attention_dropout = 0;
-  Device device;
-  try {
-    device = parse_device(options.device);
-    for (const std::string& name : options.attentions) nn::Mechanism::parse(name);
-  } catch (const Error& error) {
-    throw UsageError(error.what());
-  }
-  check_available(device);
-  model.options = {.dtype = dtype_named(options.dtype), .device = device};
-  if (model.hidden % model.heads != 0) {
-    throw UsageError(fmt::format("hidden: {} is not divisible by {} heads", model.hidden, model.heads));
-  }
+  finish_model(options.request.model, options.dtype, options.device);
+  for (const std::string& name : options.attentions) parse_attention(name);
   options.request.matmul_floor = !options.no_matmul_floor;
   set_num_threads(options.threads);
   set_allow_tf32(options.tf32);
-  if (!options.memory_budget.empty()) set_memory_limit(device, parse_bytes(options.memory_budget));
+  if (!options.memory_budget.empty())
+    set_memory_limit(options.request.model.options.device, parse_bytes(options.memory_budget));
   if (!options.plot.empty()) {
     std::filesystem::create_directories(options.plot);
     const std::string name = (options.sweep.empty() ? "cost" : options.sweep) + ".json";

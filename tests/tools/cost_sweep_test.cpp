@@ -3,6 +3,7 @@
 #include <set>
 #include <string>
 
+#include "tests/support/figures.h"
 #include "tests/support/run_program.h"
 #include "tests/support/temporary_folder.h"
 
@@ -12,39 +13,7 @@ namespace elwise::testing {
 namespace {
 
 const std::string kProgram = std::string(ELWISE_TOOLS_DIR) + "/train_bert_cost ";
-const std::string kScript = "python3 " ELWISE_SOURCE_DIR "/tools/plot_cost.py ";
 const std::string kTiny = "--layers 2 --hidden 32 --heads 4 --intermediate 64 --vocab 300 ";
-
-/// Whether figures can be drawn here. Says so where not.
-bool can_draw() {
-  const TemporaryFolder folder;
-  const auto line = folder.write(
-      "line.json",
-      R"({"attention":"sa","device":"meta","dtype":"f32","batch":1,"seq_len":8,"peak_bytes":1})");
-  const Run run = run_command(kScript + line.string() + " --out " + (folder / "out").string());
-  if (run.output.find("apt-get install python3-matplotlib") == std::string::npos) return true;
-  MESSAGE("skipped: ", run.output);
-  return false;
-}
-
-std::string contents(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-/// A PNG of a figure's size, and an SVG that says what it should. Nothing else of that name is left behind.
-void check_figure(const std::filesystem::path& folder, const std::string& name,
-                  const std::vector<std::string>& shown) {
-  CAPTURE(name);
-  const std::string png = contents(folder / (name + ".png")), svg = contents(folder / (name + ".svg"));
-  CHECK(png.substr(0, 8) == "\x89PNG\r\n\x1a\n");
-  CHECK(png.size() > 10'000);
-  CHECK(svg.find("</svg>") != std::string::npos);
-  for (const std::string& text : shown) CHECK_MESSAGE(svg.find("<!-- " + text) != std::string::npos, text);
-  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-    CHECK(entry.path().filename().string()[0] != '.');
-  }
-}
 
 }  // namespace
 
@@ -193,7 +162,7 @@ TEST_CASE("plot_cost.py reads files without sweeps, and several of them") {
   CHECK(run_command(kProgram + kTiny + "--sweep bs-l --memory-budget 64MiB --json " + json.string()).status ==
         0);
   const Run run =
-      run_command(kScript + old_file.string() + " " + json.string() + " --out " + folder.path().string());
+      run_command(kPlotScript + old_file.string() + " " + json.string() + " --out " + folder.path().string());
   CHECK_MESSAGE(run.status == 0, run.output);
   CHECK(count_lines(run.output) == 6);
   for (const char* name : {"memory", "bs-l", "throughput"}) check_figure(folder.path(), name, {"sa"});
@@ -208,6 +177,8 @@ TEST_CASE("plot_cost.py: errors are one line that names the file and the line") 
       {good + "\n{\"attention\"", "bad.json:2: not JSON"},
       {good + "\n\n[1]", "bad.json:3: expected a JSON object"},
       {R"({"attention":"sa"})", "bad.json:1: expected device to be str, got null"},
+      {R"({"attention":"sa","device":"cpu","dtype":"f32","batch":1})",
+       "expected seq_len, length or position to be int, got []"},
       {good.substr(0, good.size() - 1) + R"(,"sweep":"speed"})",
        "expected sweep to be memory, bs-l or throughput"},
       {good.substr(0, good.size() - 2) + "\"many\"}", "expected peak_bytes to be a number, got \"many\""},
@@ -216,7 +187,7 @@ TEST_CASE("plot_cost.py: errors are one line that names the file and the line") 
   };
   for (const auto& [text, message] : cases) {
     const auto bad = folder.write("bad.json", text);
-    const Run run = run_command(kScript + bad.string() + " --out " + (folder / "out").string());
+    const Run run = run_command(kPlotScript + bad.string() + " --out " + (folder / "out").string());
     CAPTURE(text);
     CHECK_MESSAGE(run.status == 1, run.output);
     CHECK_MESSAGE(run.output.find(message) != std::string::npos, run.output);
@@ -224,10 +195,10 @@ TEST_CASE("plot_cost.py: errors are one line that names the file and the line") 
     CHECK_FALSE(std::filesystem::exists(folder / "out"));
   }
   const Run missing =
-      run_command(kScript + (folder / "none.json").string() + " --out " + folder.path().string());
+      run_command(kPlotScript + (folder / "none.json").string() + " --out " + folder.path().string());
   CHECK(missing.status == 1);
   CHECK_MESSAGE(missing.output.find("none.json: No such file") != std::string::npos, missing.output);
-  CHECK(run_command(kScript + "bad.json").status == 2);
+  CHECK(run_command(kPlotScript + "bad.json").status == 2);
 }
 
 TEST_CASE("without Python --plot names the package and keeps the measurements") {

@@ -1,0 +1,184 @@
+#include "tools/generation_cost.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "autograd/grad_mode.h"
+#include "core/parallel.h"
+#include "core/random.h"
+#include "ops/elementwise.h"
+#include "ops/view.h"
+#include "tools/json_lines.h"
+#include "tools/median.h"
+#include "tools/model_options.h"
+
+namespace elwise::tools {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double milliseconds_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+/// i64 of any shape, below the size of the vocabulary.
+Tensor random_tokens(const models::BertConfig& config, const Shape& shape, uint64_t seed) {
+  const RandomStream stream = Generator(seed).reserve(static_cast<uint64_t>(shape.count()));
+  std::vector<int64_t> tokens;
+  for (int64_t i = 0; i < shape.count(); ++i)
+    tokens.push_back(static_cast<int64_t>(stream.word(static_cast<uint64_t>(i))) % config.vocabulary);
+  return to(from_vector(tokens, shape), config.options.device);
+}
+
+/// Whether a step reads a few rows of this parameter only.
+bool is_table_of_positions(const std::string& name) {
+  return name.ends_with("position_embeddings.weight") || name.ends_with("position_bias");
+}
+
+std::vector<double> values_of(const Tensor& x) {
+  return on_host(cast(x, DType::f64)).to_vector<double>();
+}
+
+/// Throws Error unless the first steps give what the parallel form gives.
+void check_steps(const models::Decoder& decoder, uint64_t seed) {
+  constexpr int64_t kBatch = 2, kSteps = 6;
+  const models::BertConfig& config = decoder.config();
+  const double tolerance = config.options.dtype == DType::f64 ? 1e-9 : 1e-3;
+  const Tensor tokens = random_tokens(config, {kSteps, kBatch}, seed);
+  const NoGradGuard inference;
+  const std::vector<double> expected = values_of(transpose(decoder.forward(transpose(tokens, 0, 1)), 0, 1));
+  models::GenerationState state = decoder.make_state(kBatch);
+  double largest = 0, error = 0;
+  for (int64_t i = 0; i < kSteps; ++i) {
+    const Tensor logits = decoder.step(reshape(slice(tokens, 0, i, i + 1), {kBatch}), state);
+    const std::vector<double> actual = values_of(logits);
+    for (size_t j = 0; j < actual.size(); ++j) {
+      const double wanted = expected[static_cast<size_t>(i) * actual.size() + j];
+      largest = std::max(largest, std::abs(wanted));
+      error = std::max(error, actual[j] == wanted ? 0 : std::abs(actual[j] - wanted));
+      ELWISE_CHECK(std::isfinite(actual[j]), "generation: step ", i, " of ", config.attention.name(),
+                   " gives a logit that is not finite");
+    }
+  }
+  ELWISE_CHECK(error <= tolerance * largest, "generation: steps of ", config.attention.name(),
+               " differ from the forward pass by ", error, ", expected at most ", tolerance * largest);
+}
+
+}  // namespace
+
+GenerationModel::GenerationModel(const models::BertConfig& config, uint64_t seed)
+    : decoder_((manual_seed(seed), config)) {
+  decoder_.eval();
+  for (const auto& [name, parameter] : decoder_.named_parameters()) {
+    if (!is_table_of_positions(name)) weight_bytes_ += parameter.count() * size_of(parameter.dtype());
+  }
+  if (config.options.device != kMeta) check_steps(decoder_, seed);
+}
+
+PositionTimer::PositionTimer(const GenerationModel& model, int64_t batch, int64_t position)
+    : model_(model), state_(model.decoder().make_state(batch)), cost_{.batch = batch, .position = position} {
+  model.decoder().skip(position, state_);
+  tokens_ = random_tokens(model.config(), {batch}, static_cast<uint64_t>(position));
+  model.decoder().step(tokens_, state_);
+  synchronize(model.config().options.device);
+  cost_.state_bytes = state_.bytes();
+}
+
+void PositionTimer::time_step(RooflineMeter& meter) {
+  floors_.push_back(1e3 * static_cast<double>(model_.weight_bytes()) / meter.measure_read_bytes_per_s());
+  const auto start = Clock::now();
+  model_.decoder().step(tokens_, state_);
+  synchronize(model_.config().options.device);
+  times_.push_back(milliseconds_since(start));
+  ratios_.push_back(times_.back() / floors_.back());
+}
+
+StepCost PositionTimer::cost() const {
+  StepCost result = cost_;
+  result.steps = static_cast<int64_t>(times_.size());
+  result.ms_per_token = median(times_);
+  result.weight_floor_ms = median(floors_);
+  result.floor_ratio = median(ratios_);
+  return result;
+}
+
+std::vector<GenerationCost> measure_generation(const GenerationModel& model, int64_t batch,
+                                               const std::vector<int64_t>& lengths,
+                                               const std::function<bool(int64_t)>& progress) {
+  constexpr int64_t kLast = 16;
+  const models::Decoder& decoder = model.decoder();
+  const Device device = model.config().options.device;
+  const Tensor tokens = random_tokens(model.config(), {lengths.back(), batch}, 0);
+  models::GenerationState warm = decoder.make_state(batch), state = decoder.make_state(batch);
+  decoder.step(reshape(slice(tokens, 0, 0, 1), {batch}), warm);
+  warm = {};
+  synchronize(device);
+  reset_memory_peak(device);
+  std::vector<GenerationCost> results;
+  std::vector<double> times;
+  double total = 0;
+  for (int64_t step = 0; step < lengths.back(); ++step) {
+    const Tensor now = reshape(slice(tokens, 0, step, step + 1), {batch});
+    const auto start = Clock::now();
+    decoder.step(now, state);
+    synchronize(device);
+    times.push_back(milliseconds_since(start));
+    total += times.back();
+    if (step + 1 == lengths[results.size()]) {
+      GenerationCost cost{.batch = batch, .length = step + 1};
+      if (device != kMeta) {
+        cost.total_ms = total;
+        cost.ms_per_token = median(times);
+        cost.last_step_ms = median({times.end() - std::min(kLast, step + 1), times.end()});
+      }
+      cost.state_bytes = state.bytes();
+      cost.peak_bytes = memory_stats(device).total.peak;
+      results.push_back(cost);
+    }
+    if (!progress(step + 1)) break;
+  }
+  return results;
+}
+
+nlohmann::ordered_json to_json(const GenerationModel& model, const StepCost& cost) {
+  nlohmann::ordered_json json = to_json(model.config());
+  json["batch"] = cost.batch;
+  json["position"] = cost.position;
+  json["parameters"] = model.parameters();
+  json["ms_per_token"] = value_or_null(cost.ms_per_token);
+  json["state_bytes"] = cost.state_bytes;
+  json["weight_bytes"] = model.weight_bytes();
+  json["weight_floor_ms"] = value_or_null(cost.weight_floor_ms);
+  json["floor_ratio"] = value_or_null(cost.floor_ratio);
+  json["steps"] = cost.steps;
+  json["threads"] = num_threads();
+  return json;
+}
+
+nlohmann::ordered_json to_json(const GenerationModel& model, const GenerationCost& cost) {
+  nlohmann::ordered_json json = to_json(model.config());
+  json["batch"] = cost.batch;
+  json["length"] = cost.length;
+  json["parameters"] = model.parameters();
+  json["total_ms"] = value_or_null(cost.total_ms);
+  json["ms_per_token"] = value_or_null(cost.ms_per_token);
+  json["last_step_ms"] = value_or_null(cost.last_step_ms);
+  json["state_bytes"] = cost.state_bytes;
+  json["weight_bytes"] = model.weight_bytes();
+  json["peak_bytes"] = cost.peak_bytes;
+  json["threads"] = num_threads();
+  return json;
+}
+
+std::optional<double> crossing(const std::vector<double>& x, const std::vector<double>& first,
+                               const std::vector<double>& second) {
+  size_t i = x.size();
+  while (i > 0 && second[i - 1] < first[i - 1]) --i;
+  if (i == x.size()) return std::nullopt;
+  if (i == 0) return x[0];
+  const double before = second[i - 1] - first[i - 1], after = first[i] - second[i];  // both 0 or more
+  return x[i - 1] + (x[i] - x[i - 1]) * before / (before + after);
+}
+
+}  // namespace elwise::tools
