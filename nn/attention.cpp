@@ -28,11 +28,12 @@ std::optional<int> order_after(std::string_view prefix, std::string_view name) {
 
 Mechanism Mechanism::parse(const std::string& name) {
   if (name == "sa") return {Kind::sa};
+  if (name == "sa-tiled") return {Kind::sa_tiled};
   if (name == "ea") return {Kind::ea};
   if (name == "none") return {Kind::none};
   if (const auto order = order_after("ea-series-composed-", name)) return {Kind::ea_series_composed, *order};
   if (const auto order = order_after("ea-", name)) return {Kind::ea_series, *order};
-  fail("attention: expected sa, ea, ea-N or ea-series-composed-N (N even, 0 .. ", kLargestOrder,
+  fail("attention: expected sa, sa-tiled, ea, ea-N or ea-series-composed-N (N even, 0 .. ", kLargestOrder,
        "), or none, got '", name, "'");
 }
 
@@ -40,6 +41,8 @@ std::string Mechanism::name() const {
   switch (kind) {
     case Kind::sa:
       return "sa";
+    case Kind::sa_tiled:
+      return "sa-tiled";
     case Kind::ea:
       return "ea";
     case Kind::ea_series:
@@ -68,9 +71,12 @@ Tensor SelfAttention::forward(const Tensor& x, const Tensor& key_mask) const {
   if (config_.mechanism.kind == Mechanism::Kind::none) return v;
   const Tensor q = query_->forward(x), k = key_->forward(x);
   const AttentionOptions options{.causal = config_.causal, .key_mask = key_mask};
+  const double dropout = is_training() ? config_.dropout : 0;
   switch (config_.mechanism.kind) {
     case Mechanism::Kind::sa:
-      return softmax_attention(q, k, v, config_.heads, options, is_training() ? config_.dropout : 0);
+      return softmax_attention(q, k, v, config_.heads, options, dropout);
+    case Mechanism::Kind::sa_tiled:
+      return softmax_attention_tiled(q, k, v, config_.heads, options, dropout);
     case Mechanism::Kind::ea:
       return ea(q, k, v, options);
     case Mechanism::Kind::ea_series:

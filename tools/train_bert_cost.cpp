@@ -67,7 +67,8 @@ void add_options(CLI::App& app, Options& options) {
   const auto count = positive_number();
   app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   app.add_option("--attention", options.attentions,
-                 "mechanisms, comma-separated: sa, ea, ea-N or ea-series-composed-N (N even, 0 .. 16), none")
+                 "mechanisms, comma-separated: sa, sa-tiled, ea, ea-N or ea-series-composed-N (N even, 0 .. "
+                 "16), none")
       ->take_all()
       ->delimiter(',')
       ->capture_default_str();

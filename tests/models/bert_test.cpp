@@ -78,7 +78,8 @@ StepResult train(const models::BertConfig& config, int64_t batch, int64_t length
   return result;
 }
 
-const std::vector<std::string> kMechanisms = {"sa", "ea", "ea-2", "ea-6", "ea-series-composed-6", "none"};
+const std::vector<std::string> kMechanisms = {"sa",  "sa-tiled", "ea", "ea-2", "ea-6", "ea-series-composed-6",
+                                              "none"};
 
 }  // namespace
 

@@ -23,7 +23,8 @@ using testing::values_of;
 
 constexpr int64_t kBatch = 2, kLength = 5, kHidden = 6;
 
-const std::vector<std::string> kNames{"sa", "ea", "ea-0", "ea-2", "ea-6", "ea-series-composed-2", "none"};
+const std::vector<std::string> kNames{"sa",  "sa-tiled", "ea", "ea-0", "ea-2", "ea-6", "ea-series-composed-2",
+                                      "none"};
 
 AttentionConfig config_of(const std::string& name, bool causal = false, DType dtype = DType::f64) {
   return {.mechanism = Mechanism::parse(name),
@@ -41,6 +42,7 @@ Tensor padding_mask() {
 TEST_CASE("every mechanism has a name that parses") {
   using Kind = Mechanism::Kind;
   CHECK(Mechanism::parse("sa") == Mechanism{Kind::sa});
+  CHECK(Mechanism::parse("sa-tiled") == Mechanism{Kind::sa_tiled});
   CHECK(Mechanism::parse("ea") == Mechanism{Kind::ea});
   CHECK(Mechanism::parse("none") == Mechanism{Kind::none});
   for (int order = 0; order <= 16; order += 2) {
@@ -53,10 +55,11 @@ TEST_CASE("every mechanism has a name that parses") {
 
 TEST_CASE("any other name is an error that lists them") {
   for (const std::string name :
-       {"", "SA", "softmax", "sa ", "ea-", "ea-x", "ea-2x", "ea-2.0", "ea--", "ea-+2", "ea-series-composed",
-        "ea-series-composed-", "ea-99999999999999999999", "none-2"}) {
+       {"", "SA", "softmax", "sa ", "sa-", "sa-tiled-2", "ea-", "ea-x", "ea-2x", "ea-2.0", "ea--", "ea-+2",
+        "ea-series-composed", "ea-series-composed-", "ea-99999999999999999999", "none-2"}) {
     check_error([&] { Mechanism::parse(name); },
-                "attention: expected sa, ea, ea-N or ea-series-composed-N (N even, 0 .. 16), or none, got '" +
+                "attention: expected sa, sa-tiled, ea, ea-N or ea-series-composed-N (N even, 0 .. 16), or "
+                "none, got '" +
                     name + "'");
   }
   for (const auto& [name, order] : {std::pair{"ea-1", "1"},
@@ -120,6 +123,8 @@ TEST_CASE("the mechanism works on the projections of x") {
     if (mechanism.kind != Mechanism::Kind::none) {
       const Tensor q = project("query"), k = project("key"), v = expected;
       if (mechanism.kind == Mechanism::Kind::sa) expected = softmax_attention(q, k, v, 2, options);
+      if (mechanism.kind == Mechanism::Kind::sa_tiled)
+        expected = softmax_attention_tiled(q, k, v, 2, options);
       if (mechanism.kind == Mechanism::Kind::ea) expected = ea(q, k, v, options);
       if (mechanism.kind == Mechanism::Kind::ea_series ||
           mechanism.kind == Mechanism::Kind::ea_series_composed) {
@@ -152,8 +157,10 @@ TEST_CASE("dropout concerns softmax attention, while training") {
     attention.train(training);
     return values_of(attention.forward(x)) != values_of(attention.forward(x));
   };
-  CHECK(changes("sa", true));
-  CHECK_FALSE(changes("sa", false));
+  for (const char* name : {"sa", "sa-tiled"}) {
+    CHECK(changes(name, true));
+    CHECK_FALSE(changes(name, false));
+  }
   CHECK_FALSE(changes("ea", true));
   CHECK_FALSE(changes("ea-2", true));
 }
