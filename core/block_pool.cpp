@@ -20,6 +20,10 @@ char* system_allocate(int64_t bytes) {
 
 }  // namespace
 
+SegmentSource system_memory() {
+  return {.allocate = system_allocate, .release = [](char* segment) { std::free(segment); }};
+}
+
 void* BlockPool::take(int64_t bytes) {
   const auto found = free_.lower_bound({bytes, nullptr});
   if (found == free_.end()) return nullptr;
@@ -30,7 +34,7 @@ void* BlockPool::take(int64_t bytes) {
 
 void* BlockPool::grow(int64_t bytes, bool exact) {
   const int64_t segment = exact ? bytes : segment_for(bytes);
-  char* data = system_allocate(segment);
+  char* data = source_.allocate(segment);
   if (data == nullptr) return nullptr;
   held_ += segment;
   const auto block = blocks_.emplace(data, Block{.bytes = segment, .segment = segment, .free = true}).first;
@@ -80,7 +84,7 @@ void BlockPool::release() {
     }
     held_ -= state.bytes;
     free_.erase({state.bytes, data});
-    std::free(data);
+    source_.release(data);
     block = blocks_.erase(block);
   }
 }

@@ -8,8 +8,17 @@
 
 namespace elwise {
 
-/// Memory of the system in large segments, cut into blocks as they are asked for. A freed block becomes one
-/// with its free neighbours, so that what held many small tensors can hold a large one next. Not thread-safe.
+/// Where a pool's segments come from.
+struct SegmentSource {
+  char* (*allocate)(int64_t bytes);  // null: there is no more
+  void (*release)(char* segment);
+};
+
+/// The system's memory, in huge pages where a segment is large.
+SegmentSource system_memory();
+
+/// Memory in large segments, cut into blocks as they are asked for. A freed block becomes one with its free
+/// neighbours, so that what held many small tensors can hold a large one next. Not thread-safe.
 class BlockPool {
  public:
   /// AddressSanitizer sees where a segment ends, not a block: under it every block is a segment of its own.
@@ -20,7 +29,8 @@ class BlockPool {
 #endif
 
   /// Segments have `segment_bytes`, or more for a larger block.
-  explicit BlockPool(int64_t segment_bytes) : segment_bytes_(segment_bytes) {}
+  explicit BlockPool(int64_t segment_bytes, SegmentSource source = system_memory())
+      : segment_bytes_(segment_bytes), source_(source) {}
   /// Gives free segments back; blocks that are still in use stay valid.
   ~BlockPool() {
     release();
@@ -35,14 +45,14 @@ class BlockPool {
   int64_t segment_for(int64_t bytes) const {
     return kCutsBlocks ? std::max(bytes, segment_bytes_) : bytes;
   }
-  /// Gets a segment from the system, of segment_for(bytes) or, if `exact`, of `bytes`, and takes a block from
-  /// it. Null if the system has no memory.
+  /// Gets a segment from the source, of segment_for(bytes) or, if `exact`, of `bytes`, and takes a block from
+  /// it. Null if the source has no more.
   void* grow(int64_t bytes, bool exact);
   void give_back(void* block);
-  /// Gives segments without a block in use back to the system.
+  /// Gives segments without a block in use back to the source.
   void release();
 
-  /// Bytes of the system's, in blocks or free.
+  /// Bytes of the source's, in blocks or free.
   int64_t held() const {
     return held_;
   }
@@ -58,6 +68,7 @@ class BlockPool {
   void* use(Blocks::iterator block, int64_t bytes);
 
   int64_t segment_bytes_;
+  SegmentSource source_;
   int64_t held_ = 0;
   Blocks blocks_;                             // all, by address
   std::set<std::pair<int64_t, char*>> free_;  // by size

@@ -36,6 +36,16 @@ inline std::ostream& operator<<(std::ostream& out, Device device) {
 /// "cpu", "meta", "cuda" (index 0) or "cuda:N". Throws Error for anything else.
 Device parse_device(std::string_view name);
 
+/// GPUs that this process can use: 0 in a library built without CUDA.
+int cuda_device_count();
+
+/// Throws Error "no CUDA device: .." with the reason where `device` is a GPU that is not there.
+void check_available(Device device);
+
+/// Waits until `device` has done all that the calling thread asked of it. Kernels on a GPU run on their own:
+/// what one found wrong with its input (an index out of range) is thrown here, or where results are read.
+void synchronize(Device device);
+
 /// True in a library built with -DELWISE_CUDA=ON.
 #ifdef ELWISE_BUILT_WITH_CUDA
 inline constexpr bool kBuiltWithCuda = true;

@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "core/cost.h"
+#include "core/cuda_backend.h"
 #include "core/device.h"
 #include "core/profiler.h"
 
@@ -40,7 +41,9 @@ DType dtype_of_kernel(const Arguments& arguments) {
       ::elwise::cpu::kernel(dispatch_arguments);                                                          \
     } else if (dispatch_device.type == ::elwise::DeviceType::cuda) {                                      \
       if constexpr (decltype(built_with_cuda)::value) {                                                   \
+        ::elwise::cuda::set_device(dispatch_device.index);                                                \
         ::elwise::cuda::kernel(dispatch_arguments);                                                       \
+        if (dispatch_timer.running()) ::elwise::cuda::synchronize(dispatch_device.index);                 \
       } else {                                                                                            \
         ::elwise::fail(#kernel, ": this library was built without CUDA (configure with ELWISE_CUDA=ON)"); \
       }                                                                                                   \

@@ -63,6 +63,11 @@ constexpr bool is_floating(DType dtype) {
   return dtype == DType::f32 || dtype == DType::f64 || dtype == DType::bf16;
 }
 
+/// The dtype of statistics, running sums and optimizer moments beside tensors of `dtype`.
+constexpr DType accumulation_dtype(DType dtype) {
+  return dtype == DType::bf16 ? DType::f32 : dtype;
+}
+
 inline std::ostream& operator<<(std::ostream& out, DType dtype) {
   return out << name_of(dtype);
 }

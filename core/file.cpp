@@ -117,8 +117,8 @@ void AtomicFile::write(const void* data, int64_t bytes) {
 }
 
 void AtomicFile::write_elements(const Tensor& tensor) {
-  ELWISE_CHECK(tensor.device() == kCpu, "cannot write ", path_, " from a tensor on ", tensor.device());
-  write(tensor.data(), byte_count(tensor));
+  ELWISE_CHECK(tensor.device() != kMeta, "cannot write ", path_, " from a tensor on meta");
+  write(on_host(tensor).data(), byte_count(tensor));
 }
 
 void AtomicFile::commit() {

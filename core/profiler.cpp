@@ -7,7 +7,7 @@ namespace {
 thread_local Profiler* current = nullptr;
 }
 
-Profiler::Profiler() : previous_(current) {
+Profiler::Profiler(Observer observer) : previous_(current), observer_(std::move(observer)) {
   current = this;
 }
 Profiler::~Profiler() {
@@ -36,6 +36,9 @@ KernelTimer::~KernelTimer() {
     ++profile.calls;
     profile.seconds += elapsed.count();
     profile.cost += cost_;
+    if (profiler->observer_) {
+      profiler->observer_({std::string(kernel_), dtype_, 1, elapsed.count(), cost_});
+    }
   }
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <map>
 #include <string>
 #include <string_view>
@@ -25,7 +26,10 @@ struct KernelProfile {
 /// nested: each sees every kernel. Kernels on meta take no time but count.
 class Profiler {
  public:
-  Profiler();
+  /// Called as each kernel ends, with what that one call did.
+  using Observer = std::function<void(const KernelProfile& call)>;
+
+  explicit Profiler(Observer observer = {});
   ~Profiler();
   Profiler(const Profiler&) = delete;
   Profiler& operator=(const Profiler&) = delete;
@@ -39,6 +43,7 @@ class Profiler {
  private:
   friend class KernelTimer;
   Profiler* previous_;
+  Observer observer_;
   std::map<std::pair<std::string_view, DType>, KernelProfile> profiles_;
 };
 
@@ -50,6 +55,9 @@ class KernelTimer {
   ~KernelTimer();
   KernelTimer(const KernelTimer&) = delete;
   KernelTimer& operator=(const KernelTimer&) = delete;
+
+  /// True where a profiler watches: a kernel that runs on its own is then waited for.
+  bool running() const { return profiler_ != nullptr; }
 
  private:
   Profiler* profiler_;

@@ -89,8 +89,8 @@ HWY_INLINE void StoreBf16(DF, hn::VFromD<DF> v, BFloat16* to) {
   hn::StoreU(hn::TruncateTo(d16, result), d16, reinterpret_cast<uint16_t*>(to));
 }
 
-/// Lets the calling thread take numbers below the least normal one for 0, within a scope. Exponentials, such as
-/// the weights of attention, fall in that range, where arithmetic is many times slower.
+/// Lets the calling thread take numbers below the least normal one for 0, within a scope. Exponentials, such
+/// as the weights of attention, fall in that range, where arithmetic is many times slower.
 class FlushToZero {
  public:
 #if HWY_ARCH_X86

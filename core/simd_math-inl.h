@@ -124,8 +124,8 @@ HWY_INLINE V ExpNonPositive(D d, V x) {
 #endif
 }
 
-/// 2^x for x <= 0, within 1.5 ulp. -infinity gives 0, NaN stays NaN. Results below the least normal number may
-/// be 0. A quarter cheaper than ExpNonPositive. 2^r = 1 + r P(r) on |r| <= 1/2 with P a least-maximum fit
+/// 2^x for x <= 0, within 1.5 ulp. -infinity gives 0, NaN stays NaN. Results below the least normal number
+/// may be 0. A quarter cheaper than ExpNonPositive. 2^r = 1 + r P(r) on |r| <= 1/2 with P a least-maximum fit
 /// (errors of 2^r: 3e-9 in f32, 2e-17 in f64).
 template <class D, class V = hn::VFromD<D>>
 HWY_INLINE V Exp2NonPositive(D d, V x) {
@@ -139,9 +139,9 @@ HWY_INLINE V Exp2NonPositive(D d, V x) {
   const V rounder = hn::Add(bounded, round), n = hn::Sub(rounder, round), r = hn::Sub(bounded, n);
   V p;
   if constexpr (sizeof(T) == 4) {
-    p = detail::Polynomial(d, r,
-                           {1.55946832e-4f, 1.34066442e-3f, 9.61769297e-3f, 5.55031055e-2f, 2.40226528e-1f,
-                            6.93147215e-1f});
+    p = detail::Polynomial(
+        d, r,
+        {1.55946832e-4f, 1.34066442e-3f, 9.61769297e-3f, 5.55031055e-2f, 2.40226528e-1f, 6.93147215e-1f});
   } else {
     p = detail::Polynomial(
         d, r,

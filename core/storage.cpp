@@ -7,10 +7,10 @@
 #include <cstring>
 #include <fstream>
 #include <iomanip>
-#include <mutex>
 #include <sstream>
 
-#include "core/block_pool.h"
+#include "core/allocator.h"
+#include "core/cuda_backend.h"
 
 namespace elwise {
 namespace {
@@ -36,145 +36,21 @@ int64_t machine_memory() {
   return bytes;
 }
 
-/// Counts what is allocated, by tag, and refuses what would pass the limit. The base of all allocators; on
-/// its own it is meta's.
-class CountingAllocator {
- public:
-  explicit CountingAllocator(Device device) : device_(device) {}
-  virtual ~CountingAllocator() = default;
-
-  void* allocate(int64_t bytes, MemoryTag tag) {
-    const std::lock_guard lock(mutex_);
-    void* data = obtain(bytes);
-    count(tag, bytes);
-    return data;
-  }
-
-  void release(void* data, int64_t bytes, MemoryTag tag) {
-    const std::lock_guard lock(mutex_);
-    give_back(data, bytes);
-    count(tag, -bytes);
-  }
-
-  void retag(int64_t bytes, MemoryTag from, MemoryTag to) {
-    const std::lock_guard lock(mutex_);
-    count_tag(from, -bytes);
-    count_tag(to, bytes);
-  }
-
-  MemoryStats stats() {
-    const std::lock_guard lock(mutex_);
-    MemoryStats stats = stats_;
-    stats.cached = std::max<int64_t>(held() - stats.total.now, 0);
-    return stats;
-  }
-
-  void reset_peak() {
-    const std::lock_guard lock(mutex_);
-    stats_.total.peak = stats_.total.now;
-    for (MemoryCount& tag : stats_.by_tag) tag.peak = tag.now;
-  }
-
-  void set_limit(int64_t bytes) {
-    const std::lock_guard lock(mutex_);
-    limit_ = std::max<int64_t>(bytes, 0);
-    if (cache_passes_limit(0)) drop_cache();
-  }
-
-  int64_t limit() {
-    const std::lock_guard lock(mutex_);
-    return limit_;
-  }
-
-  void empty_cache() {
-    const std::lock_guard lock(mutex_);
-    drop_cache();
-  }
-
- protected:
-  virtual void* obtain(int64_t bytes) {
-    check_limit(bytes);
-    // A non-canonical address: not null, and a fault for whoever follows it.
-    return reinterpret_cast<void*>(uintptr_t{0x00F0'0000'0000'0000});
-  }
-  virtual void give_back(void*, int64_t) {}
-  virtual void drop_cache() {}
-  /// Bytes that were taken from the system.
-  virtual int64_t held() const { return 0; }
-
-  /// True where `more` bytes from the system would pass the limit.
-  bool cache_passes_limit(int64_t more) const { return limit_ > 0 && held() + more > limit_; }
-  void check_limit(int64_t more) const {
-    if (limit_ > 0 && stats_.total.now + more > limit_) throw_out_of_memory(more, "the limit");
-  }
-
-  [[noreturn]] void throw_out_of_memory(int64_t bytes, const char* what) const {
-    std::ostringstream text;
-    text << "out of memory on " << device_ << ": " << format_bytes(bytes) << " more would pass " << what;
-    if (limit_ > 0) text << " (limit " << format_bytes(limit_) << ")";
-    text << "; in use " << format_bytes(stats_.total.now);
-    for (int i = 0; i < kMemoryTags; ++i) {
-      const auto tag = static_cast<MemoryTag>(i);
-      text << (i == 0 ? ": " : ", ") << name_of(tag) << ' ' << format_bytes(stats_[tag].now);
-    }
-    throw OutOfMemoryError(text.str());
-  }
-
-  MemoryStats stats_;
-
- private:
-  static void add(MemoryCount& count, int64_t bytes) {
-    count.now += bytes;
-    count.peak = std::max(count.peak, count.now);
-  }
-  void count_tag(MemoryTag tag, int64_t bytes) { add(stats_.by_tag[static_cast<size_t>(tag)], bytes); }
-  void count(MemoryTag tag, int64_t bytes) {
-    add(stats_.total, bytes);
-    count_tag(tag, bytes);
-  }
-
-  Device device_;
-  int64_t limit_ = 0;
-  std::mutex mutex_;
-};
-
 /// Keeps freed blocks for reuse: a training step that repeats takes nothing new from the system.
 class CpuAllocator : public CountingAllocator {
  public:
   CpuAllocator() : CountingAllocator(kCpu) { set_limit(machine_memory()); }
 
+  void poison(void* data, int64_t bytes) override { std::memset(data, 0xFF, static_cast<size_t>(bytes)); }
+
  protected:
-  void* obtain(int64_t bytes) override {
-    check_limit(bytes);
-    BlockPool& pool = pool_for(bytes);
-    if (void* block = pool.take(bytes)) return block;
-    const int64_t segment = pool.segment_for(bytes);
-    if (cache_passes_limit(segment)) drop_cache();
-    void* block = pool.grow(bytes, /*exact=*/cache_passes_limit(segment));
-    if (block == nullptr) {
-      drop_cache();
-      block = pool.grow(bytes, /*exact=*/true);
-    }
-    if (block == nullptr) throw_out_of_memory(bytes, "what the system gives");
-    return block;
-  }
-
-  void give_back(void* block, int64_t bytes) override { pool_for(bytes).give_back(block); }
-
-  void drop_cache() override {
-    small_.release();
-    large_.release();
-  }
-
-  int64_t held() const override { return small_.held() + large_.held(); }
+  void* obtain(int64_t bytes) override { return obtain_from(pools_.of(bytes), bytes); }
+  void give_back(void* block, int64_t bytes) override { pools_.of(bytes).give_back(block); }
+  void drop_cache() override { pools_.release(); }
+  int64_t held() const override { return pools_.held(); }
 
  private:
-  static constexpr int64_t kSmall = int64_t{1} << 20;
-
-  BlockPool& pool_for(int64_t bytes) { return bytes < kSmall ? small_ : large_; }
-
-  BlockPool small_{2 * kSmall};  // apart, so that small tensors that live long do not break up large segments
-  BlockPool large_{64 * kSmall};
+  BlockPools pools_;
 };
 
 CountingAllocator& allocator(Device device) {
@@ -187,7 +63,7 @@ CountingAllocator& allocator(Device device) {
     case DeviceType::meta:
       return meta;
     case DeviceType::cuda:
-      break;
+      if constexpr (kBuiltWithCuda) return cuda::allocator(device.index);
   }
   fail("no memory on ", device, ": this library was built without CUDA");
 }
@@ -234,9 +110,7 @@ MemoryTagGuard::~MemoryTagGuard() {
 Storage::Storage(int64_t bytes, Device device)
     : bytes_(rounded_allocation(bytes)), device_(device), tag_(current_tag) {
   data_ = allocator(device_).allocate(bytes_, tag_);
-  if (device_.type == DeviceType::cpu && poison_requested()) {
-    std::memset(data_, 0xFF, static_cast<size_t>(std::min(bytes_, kMostPoison)));
-  }
+  if (poison_requested()) allocator(device_).poison(data_, std::min(bytes_, kMostPoison));
 }
 
 Storage::~Storage() {
@@ -246,6 +120,15 @@ Storage::~Storage() {
 void Storage::set_tag(MemoryTag tag) {
   allocator(device_).retag(bytes_, tag_, tag);
   tag_ = tag;
+}
+
+void copy_memory(void* to, Device to_device, const void* from, Device from_device, int64_t bytes) {
+  if (bytes == 0 || to_device == kMeta || from_device == kMeta) return;
+  if (to_device.type == DeviceType::cpu && from_device.type == DeviceType::cpu) {
+    std::memmove(to, from, static_cast<size_t>(bytes));
+  } else if constexpr (kBuiltWithCuda) {
+    cuda::copy(to, to_device, from, from_device, bytes);
+  }
 }
 
 std::string format_bytes(int64_t bytes) {

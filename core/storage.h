@@ -38,7 +38,7 @@ void reset_memory_peak(Device device);
 
 /// The most bytes that the device's buffers may take; an allocation that would pass it throws
 /// OutOfMemoryError with the counts. Cached memory is given back to the system to stay below it, where no
-/// buffer lies in the same segment. Default: the machine's memory for cpu, none for meta. `bytes`
+/// buffer lies in the same segment. Default: the machine's memory for cpu, none for cuda and meta. `bytes`
 /// <= 0 takes the limit away.
 void set_memory_limit(Device device, int64_t bytes);
 int64_t memory_limit(Device device);
@@ -95,6 +95,10 @@ class Storage {
   MemoryTag tag_;
   std::atomic<int64_t> version_ = 0;
 };
+
+/// Copies between any two devices; nothing where one is meta. Returns once `from` may be changed and, where
+/// `to_device` is the CPU, once `to` holds the bytes.
+void copy_memory(void* to, Device to_device, const void* from, Device from_device, int64_t bytes);
 
 /// "1.50 GiB", "640 B".
 std::string format_bytes(int64_t bytes);

@@ -1,7 +1,6 @@
 #include "core/tensor.h"
 
 #include <algorithm>
-#include <cstring>
 #include <iomanip>
 #include <sstream>
 
@@ -60,15 +59,19 @@ void* Tensor::data() const {
   return reinterpret_cast<void*>(base + static_cast<uintptr_t>(impl().offset * size_of(impl().dtype)));
 }
 
-void Tensor::check_host_access(DType requested) const {
+void Tensor::check_dtype(DType requested) const {
   ELWISE_CHECK(dtype() == requested, "data: expected a tensor of ", requested, ", got ", dtype());
+}
+
+void Tensor::check_host_access(DType requested) const {
+  check_dtype(requested);
   ELWISE_CHECK(device().type == DeviceType::cpu, "data: expected a tensor on cpu, got one on ", device());
 }
 
 double Tensor::item() const {
   ELWISE_CHECK(count() == 1, "item: expected one element, got ", shape());
   double result = 0;
-  visit_element(*this, 0, [&](auto value) { result = static_cast<double>(value); });
+  visit_element(on_host(*this), 0, [&](auto value) { result = static_cast<double>(value); });
   return result;
 }
 
@@ -84,9 +87,7 @@ void Tensor::copy_from(const Tensor& source) {
                dtype(), ", got ", source.shape(), " ", source.dtype());
   ELWISE_CHECK(source.device() == device(), "copy_from: expected a source on ", device(), ", got one on ",
                source.device());
-  if (device().type == DeviceType::cpu) {
-    std::memmove(data(), source.data(), static_cast<size_t>(count() * size_of(dtype())));
-  }
+  copy_memory(data(), device(), source.data(), source.device(), count() * size_of(dtype()));
   storage()->bump_version();
 }
 
@@ -97,13 +98,21 @@ Tensor empty(const Shape& shape, TensorOptions options) {
   return Tensor(shape, options.dtype, 0, std::make_shared<Storage>(bytes, options.device));
 }
 
+Tensor on_host(const Tensor& tensor) {
+  if (tensor.device() == kCpu) return tensor.detach();
+  ELWISE_CHECK(tensor.device() != kMeta, "on_host: a tensor on meta has no elements");
+  const Tensor copy = empty(tensor.shape(), {.dtype = tensor.dtype()});
+  copy_memory(copy.data(), kCpu, tensor.data(), tensor.device(), tensor.count() * size_of(tensor.dtype()));
+  return copy;
+}
+
 std::ostream& operator<<(std::ostream& out, const Tensor& tensor) {
   if (!tensor.defined()) return out << "tensor(undefined)";
   std::ostringstream text;
   text << "tensor(" << tensor.shape() << ", " << tensor.dtype() << ", " << tensor.device();
-  if (tensor.device().type == DeviceType::cpu) {
+  if (tensor.device() != kMeta) {
     text << ")\n" << std::setprecision(6) << std::boolalpha;
-    print_values(text, tensor, 0, 0);
+    print_values(text, on_host(tensor), 0, 0);
   } else {
     text << ")";
   }

@@ -47,13 +47,17 @@ class Tensor {
     check_host_access(dtype_of<T>);
     return static_cast<T*>(data());
   }
-  /// All elements, in row-major order. Throws like data<T>().
+  /// All elements, in row-major order, from any device but meta. Throws Error unless T is the tensor's dtype.
   template <class T>
   std::vector<T> to_vector() const {
-    const T* first = data<T>();
-    return std::vector<T>(first, first + count());
+    check_dtype(dtype_of<T>);
+    ELWISE_CHECK(device() != kMeta, "to_vector: a tensor on meta has no elements");
+    const auto elements = std::make_unique_for_overwrite<T[]>(static_cast<size_t>(count()));
+    copy_memory(elements.get(), kCpu, data(), device(), count() * size_of(dtype()));
+    return std::vector<T>(elements.get(), elements.get() + count());
   }
-  /// The value of a one-element tensor on the CPU, converted to double. Throws Error for any other.
+  /// The value of a one-element tensor, converted to double, from any device but meta. Throws Error for any
+  /// other.
   double item() const;
 
   const std::shared_ptr<Storage>& storage() const { return impl().storage; }
@@ -110,6 +114,7 @@ class Tensor {
       fail("tensor: expected a defined tensor, got an undefined one");
     return *impl_;
   }
+  void check_dtype(DType requested) const;
   void check_host_access(DType requested) const;
 
   std::shared_ptr<Impl> impl_;
@@ -120,6 +125,9 @@ class Tensor {
 /// A tensor with unspecified contents. Throws Error for more than 2^56 bytes, OutOfMemoryError for more than
 /// there are.
 Tensor empty(const Shape& shape, TensorOptions options = {});
+
+/// The same elements on the CPU: the tensor itself or a copy, without autograd. Throws Error for one on meta.
+Tensor on_host(const Tensor& tensor);
 
 /// A CPU tensor that copies `values`. Throws Error unless their number is shape.count().
 template <class T>

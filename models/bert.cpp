@@ -18,6 +18,7 @@ nn::EncoderConfig encoder_config(const BertConfig& config) {
   return {.attention = {.mechanism = config.attention,
                         .hidden = config.hidden,
                         .heads = config.heads,
+                        .positions = config.positions,
                         .causal = config.causal,
                         .dropout = config.attention_dropout,
                         .options = config.options},

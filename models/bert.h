@@ -19,7 +19,7 @@ struct BertConfig {
   int64_t layers = 12;
   int64_t heads = 12;
   int64_t intermediate = 3072;
-  int64_t positions = 512;  // the longest sequence
+  int64_t positions = 512;  // the longest sequence; AFT learns positions^2 biases in each layer
   bool sinusoidal = false;  // fixed positions without parameters, in place of the learned table
   int64_t token_types = 2;
   double dropout = 0.1;            // of embeddings and block outputs, while training

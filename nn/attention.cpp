@@ -2,14 +2,18 @@
 
 #include <charconv>
 
+#include "ops/aft.h"
+#include "ops/dropout.h"
 #include "ops/ea.h"
 #include "ops/ea_series.h"
+#include "ops/linear_attention.h"
 #include "ops/softmax_attention.h"
 
 namespace elwise::nn {
 namespace {
 
 constexpr int kLargestOrder = 16;
+constexpr double kPositionBiasDeviation = 0.02;
 
 /// The order in "<prefix>N", if `name` has that form.
 std::optional<int> order_after(std::string_view prefix, std::string_view name) {
@@ -29,12 +33,14 @@ std::optional<int> order_after(std::string_view prefix, std::string_view name) {
 Mechanism Mechanism::parse(const std::string& name) {
   if (name == "sa") return {Kind::sa};
   if (name == "sa-tiled") return {Kind::sa_tiled};
+  if (name == "la") return {Kind::la};
+  if (name == "aft") return {Kind::aft};
   if (name == "ea") return {Kind::ea};
   if (name == "none") return {Kind::none};
   if (const auto order = order_after("ea-series-composed-", name)) return {Kind::ea_series_composed, *order};
   if (const auto order = order_after("ea-", name)) return {Kind::ea_series, *order};
-  fail("attention: expected sa, sa-tiled, ea, ea-N or ea-series-composed-N (N even, 0 .. ", kLargestOrder,
-       "), or none, got '", name, "'");
+  fail("attention: expected sa, sa-tiled, la, aft, ea, ea-N or ea-series-composed-N (N even, 0 .. ",
+       kLargestOrder, "), or none, got '", name, "'");
 }
 
 std::string Mechanism::name() const {
@@ -43,6 +49,10 @@ std::string Mechanism::name() const {
       return "sa";
     case Kind::sa_tiled:
       return "sa-tiled";
+    case Kind::la:
+      return "la";
+    case Kind::aft:
+      return "aft";
     case Kind::ea:
       return "ea";
     case Kind::ea_series:
@@ -64,6 +74,13 @@ SelfAttention::SelfAttention(const AttentionConfig& config)
     add_module("key", key_.emplace(config.hidden, config.hidden, config.options));
   }
   add_module("value", value_);
+  if (config.mechanism.kind != Mechanism::Kind::aft) return;
+  ELWISE_CHECK(config.positions > 0 && config.positions <= kLongestPositionBias,
+               "attention: aft learns a bias for each pair of positions: expected 1 .. ",
+               kLongestPositionBias, " positions, got ", config.positions);
+  position_bias_ = empty({config.positions, config.positions}, config.options);
+  fill_normal(position_bias_, 0, kPositionBiasDeviation);
+  add_parameter("position_bias", position_bias_);
 }
 
 Tensor SelfAttention::forward(const Tensor& x, const Tensor& key_mask) const {
@@ -77,6 +94,10 @@ Tensor SelfAttention::forward(const Tensor& x, const Tensor& key_mask) const {
       return softmax_attention(q, k, v, config_.heads, options, dropout);
     case Mechanism::Kind::sa_tiled:
       return softmax_attention_tiled(q, k, v, config_.heads, options, dropout);
+    case Mechanism::Kind::la:
+      return linear_attention(q, k, v, config_.heads, options);
+    case Mechanism::Kind::aft:
+      return aft(q, k, v, position_bias_, options);
     case Mechanism::Kind::ea:
       return ea(q, k, v, options);
     case Mechanism::Kind::ea_series:

@@ -21,8 +21,9 @@ Tensor Embedding::forward(const Tensor& index) const {
 
 Tensor sinusoidal_positions(int64_t length, int64_t width, TensorOptions options) {
   if (options.device == kMeta) return empty({length, width}, options);
-  const Tensor host = empty({length, width}, {.dtype = options.dtype});
-  dispatch_f32_f64(options.dtype, "sinusoidal_positions", [&]<class T>() {
+  const DType computed = options.dtype == DType::bf16 ? DType::f32 : options.dtype;
+  const Tensor host = empty({length, width}, {.dtype = computed});
+  dispatch_f32_f64(computed, "sinusoidal_positions", [&]<class T>() {
     parallel_for(width, 1, [&](int64_t begin, int64_t end) {
       for (int64_t col = begin; col < end; ++col) {
         const double rate = std::pow(10000.0, -static_cast<double>(col / 2 * 2) / static_cast<double>(width));
@@ -34,7 +35,7 @@ Tensor sinusoidal_positions(int64_t length, int64_t width, TensorOptions options
       }
     });
   });
-  return to(host, options.device);
+  return to(computed == options.dtype ? host : cast(host, options.dtype), options.device);
 }
 
 }  // namespace elwise::nn

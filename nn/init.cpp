@@ -21,7 +21,8 @@ void kaiming_uniform(const Tensor& weight, double gain) {
 
 void initialize_bert(const Module& model, double deviation) {
   for (const auto& [name, parameter] : model.named_parameters()) {
-    if (name.ends_with("bias")) {
+    const bool is_bias = name == "bias" || name.ends_with(".bias");  // AFT's "position_bias" is a table
+    if (is_bias) {
       fill(parameter, 0);
     } else if (name.ends_with("LayerNorm.weight")) {
       fill(parameter, 1);

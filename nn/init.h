@@ -14,8 +14,8 @@ void xavier_uniform(const Tensor& weight);
 /// for linear layers.
 void kaiming_uniform(const Tensor& weight, double gain);
 
-/// BERT's initialisation of a whole model: biases 0, LayerNorm weights 1, everything else normal with this
-/// deviation.
+/// BERT's initialisation of a whole model: parameters called "bias" 0, LayerNorm weights 1, everything else
+/// normal with this deviation.
 void initialize_bert(const Module& model, double deviation);
 
 }  // namespace elwise::nn

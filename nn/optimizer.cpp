@@ -17,7 +17,9 @@ Optimizer::Optimizer(const Module& module, double learning_rate, std::vector<std
 
 void Optimizer::make_state(Slot& slot) const {
   const MemoryTagGuard tag(MemoryTag::optimizer);
-  for (size_t i = 0; i < moments_.size(); ++i) slot.state.push_back(zeros_like(slot.parameter));
+  const Tensor& parameter = slot.parameter;
+  const TensorOptions options{.dtype = accumulation_dtype(parameter.dtype()), .device = parameter.device()};
+  for (size_t i = 0; i < moments_.size(); ++i) slot.state.push_back(zeros(parameter.shape(), options));
 }
 
 void Optimizer::step() {

@@ -4,10 +4,15 @@
 
 namespace elwise {
 
-/// Throws Error unless `tensor` is f32 or f64: the dtypes that ops compute in.
+/// Throws Error unless `tensor` has a dtype that ops compute in: f32, f64 and, but on the CPU, bf16.
 inline void check_floating(const char* op, const char* name, const Tensor& tensor) {
-  ELWISE_CHECK(tensor.dtype() == DType::f32 || tensor.dtype() == DType::f64, op, ": expected ", name,
-               " of dtype f32 or f64, got ", tensor.dtype());
+  if (tensor.device() == kCpu) {
+    ELWISE_CHECK(tensor.dtype() == DType::f32 || tensor.dtype() == DType::f64, op, ": expected ", name,
+                 " of dtype f32 or f64, got ", tensor.dtype());
+  } else {
+    ELWISE_CHECK(is_floating(tensor.dtype()), op, ": expected ", name, " of dtype f32, f64 or bf16, got ",
+                 tensor.dtype());
+  }
 }
 
 /// Throws Error unless `tensor` has the dtype and device of `reference`.
@@ -16,6 +21,15 @@ inline void check_same_kind(const char* op, const char* reference_name, const Te
   ELWISE_CHECK(tensor.dtype() == reference.dtype() && tensor.device() == reference.device(), op,
                ": expected ", name, " of ", reference.dtype(), " on ", reference.device(), " like ",
                reference_name, ", got ", tensor.dtype(), " on ", tensor.device());
+}
+
+/// Throws Error unless `tensor`, of running sums beside `reference`, has their dtype and its device.
+inline void check_statistics(const char* op, const char* name, const Tensor& tensor,
+                             const Tensor& reference) {
+  const DType expected = accumulation_dtype(reference.dtype());
+  ELWISE_CHECK(tensor.dtype() == expected && tensor.device() == reference.device(), op, ": expected ", name,
+               " of ", expected, " on ", reference.device(), ", got ", tensor.dtype(), " on ",
+               tensor.device());
 }
 
 /// Throws Error unless `tensor` has exactly this shape.

@@ -15,6 +15,13 @@ struct AttentionOptions {
 void check_attention(const char* op, const Tensor& q, const Tensor& k, const Tensor& v,
                      const AttentionOptions& options);
 
+/// Throws Error, naming `op`, unless q, k, v are [batch, channels] of f32 or f64, alike in shape, dtype and
+/// device.
+void check_attention_step(const char* op, const Tensor& q, const Tensor& k, const Tensor& v);
+
+/// Throws Error where recording is on and an input requires its gradient: `op` has none.
+void check_not_recorded(const char* op, const std::vector<Tensor>& inputs);
+
 /// The mask's elements, or null.
 inline const bool* key_mask_data(const AttentionOptions& options) {
   return options.key_mask.defined() ? static_cast<const bool*>(options.key_mask.data()) : nullptr;

@@ -8,7 +8,8 @@ namespace elwise {
 
 Tensor ea(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionOptions& options) {
   check_attention("ea", q, k, v, options);
-  const Tensor y = empty(q.shape(), q.options()), denominator = empty(q.shape(), q.options());
+  const Tensor y = empty(q.shape(), q.options());
+  const Tensor denominator = empty(q.shape(), {.dtype = accumulation_dtype(q.dtype()), .device = q.device()});
   ELWISE_DISPATCH(q.device(), ea_forward,
                   {.dtype = q.dtype(),
                    .q = q.data(),

@@ -20,7 +20,7 @@ struct EaForward {
   const void* k;      // [batch, length, channels]
   const void* v;      // [batch, length, channels]
   void* y;            // [batch, length, channels]
-  void* denominator;  // [batch, length, channels]: sum_j w_ij
+  void* denominator;  // [batch, length, channels], f32 beside bf16: sum_j w_ij
   int64_t batch;
   int64_t length;
   int64_t channels;
@@ -31,7 +31,9 @@ struct EaForward {
     const double n = static_cast<double>(batch * length * channels),
                  bytes = n * static_cast<double>(size_of(dtype));
     const double pairs = n * static_cast<double>(length) * (causal ? 0.5 : 1);
-    return {.flops = 6 * pairs, .bytes_read = 3 * bytes, .bytes_written = 2 * bytes};
+    return {.flops = 6 * pairs,
+            .bytes_read = 3 * bytes,
+            .bytes_written = bytes + n * static_cast<double>(size_of(accumulation_dtype(dtype)))};
   }
 };
 
@@ -44,7 +46,7 @@ struct EaBackward {
   const void* k;
   const void* v;
   const void* y;
-  const void* denominator;
+  const void* denominator;  // f32 beside bf16
   const void* dy;
   void* dq;
   void* dk;
@@ -59,7 +61,9 @@ struct EaBackward {
     const double n = static_cast<double>(batch * length * channels),
                  bytes = n * static_cast<double>(size_of(dtype));
     const double pairs = n * static_cast<double>(length) * (causal ? 0.5 : 1);
-    return {.flops = 14 * pairs, .bytes_read = 6 * bytes, .bytes_written = 3 * bytes};
+    return {.flops = 14 * pairs,
+            .bytes_read = 5 * bytes + n * static_cast<double>(size_of(accumulation_dtype(dtype))),
+            .bytes_written = 3 * bytes};
   }
 };
 

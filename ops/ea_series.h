@@ -19,4 +19,34 @@ Tensor ea_series(const Tensor& q, const Tensor& k, const Tensor& v, int order,
 Tensor ea_series_composed(const Tensor& q, const Tensor& k, const Tensor& v, int order,
                           const AttentionOptions& options = {});
 
+/// What causal EA-series keeps of the keys so far (eq. 12 - 16): its moments, whatever their number. A key
+/// weighs exp(r^2 - k^2), with r = kappa, the smallest |k| so far, where that is above 4, and 0 elsewhere.
+/// f32 or f64. The three tensors are the whole state: to save and restore it is to save and restore them.
+struct EaSeriesState {
+  Tensor s;      // [batch, channels, order + 1]
+  Tensor z;      // [batch, channels, order + 1]
+  Tensor kappa;  // [batch, channels], infinite before the first key
+
+  int order() const { return static_cast<int>(s.size(2)) - 1; }
+  /// Of the elements: the same after any number of keys.
+  int64_t bytes() const;
+};
+
+/// A state that has seen no key, for q, k and v of `options` (moments beside bf16 are f32).
+EaSeriesState ea_series_state(int64_t batch, int64_t channels, int order, TensorOptions options = {});
+
+/// Causal ea_series over q, k, v [batch, length, channels] that goes on from `state`, empty or not, and
+/// leaves it behind the last visible key. key_mask: bool [batch, length], true = visible, or undefined;
+/// hidden keys do not touch the state, so that prompts of different lengths make one batch. Not
+/// differentiable: throws Error where a gradient would have to be recorded, and for a state that does not
+/// fit.
+Tensor ea_series_prefill(const Tensor& q, const Tensor& k, const Tensor& v, EaSeriesState& state,
+                         const Tensor& key_mask = {});
+
+/// One token more: adds the keys and answers the queries, q, k, v, y: [batch, channels], in one kernel, in
+/// O(order channels) time whatever came before. Sums in f32 are rounded up or down with the probability that
+/// keeps them right on average: nearest rounding would drift linearly with the steps where tokens repeat.
+/// The "probability" is a hash of the operands: the same bits every time. Not differentiable, as prefill.
+Tensor ea_series_step(const Tensor& q, const Tensor& k, const Tensor& v, EaSeriesState& state);
+
 }  // namespace elwise

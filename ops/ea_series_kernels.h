@@ -10,9 +10,13 @@ inline constexpr int kEaSeriesMaxOrder = 16;
 /// The causal form keeps its moments at every 128th row: backward re-runs one chunk at a time from there.
 inline constexpr int64_t kEaSeriesChunk = 128;
 
+constexpr int64_t ea_series_chunks(int64_t length) {
+  return (length + kEaSeriesChunk - 1) / kEaSeriesChunk;
+}
+
 /// Moment sets that forward keeps for backward: those before each chunk (causal), or the totals.
 constexpr int64_t ea_series_carries(int64_t length, bool causal) {
-  return causal ? (length + kEaSeriesChunk - 1) / kEaSeriesChunk : 1;
+  return causal ? ea_series_chunks(length) : 1;
 }
 
 /// Rows of one moment set: S_0 .. S_t, Z_0 .. Z_t, and kappa (the minimum of |k| over the visible keys).
@@ -20,9 +24,18 @@ constexpr int64_t ea_series_carry_rows(int64_t order) {
   return 2 * order + 3;
 }
 
+/// The state of the recurrent form: S_n and Z_n of the keys so far with the weights exp(r^2 - k^2), r = kappa
+/// where above 4, else 0. All null: there is none. f32 beside bf16 tensors.
+struct EaSeriesStatePointers {
+  void* s = nullptr;      // [batch, channels, order + 1]
+  void* z = nullptr;      // [batch, channels, order + 1]
+  void* kappa = nullptr;  // [batch, channels], infinite before the first key
+};
+
 /// EA-series of even order t (eq. 5, 6 of arXiv 2501.05730), channel by channel. With c_n = 2^n / n! and
 /// w_j = exp(kappa^2 - k_j^2): S_n = sum_j w_j k_j^n v_j, Z_n = sum_j w_j k_j^n over the visible keys j (j <=
-/// i when causal); y_i = sum_n c_n q_i^n S_n / sum_n c_n q_i^n Z_n. A query that sees no key has y = 0.
+/// i when causal); y_i = sum_n c_n q_i^n S_n / sum_n c_n q_i^n Z_n. A query that sees no key has y = 0. carry
+/// and partials are f32 beside bf16 tensors; the CPU needs no partials.
 struct EaSeriesForward {
   DType dtype;
   const void* q;  // [batch, length, channels]
@@ -34,9 +47,11 @@ struct EaSeriesForward {
   int64_t channels;
   int order;
   bool causal;
-  const bool* key_mask = nullptr;  // [batch, length], true = visible
-  void* carry =
-      nullptr;  // [batch, ea_series_carries, ea_series_carry_rows, channels]; only backward needs it
+  void* carry;                       // [batch, ea_series_carries, ea_series_carry_rows, channels]
+  const bool* key_mask = nullptr;    // [batch, length], true = visible
+  void* partials = nullptr;          // [batch, ea_series_chunks, ea_series_carry_rows, channels]: scratch for
+                                     // the sums of chunks, where not causal
+  EaSeriesStatePointers state = {};  // causal only: the keys before the first row, then those up to the last
 
   KernelCost cost() const {
     const double n = static_cast<double>(batch * length * channels),
@@ -56,6 +71,7 @@ struct EaSeriesBackward {
   const void* v;
   const void* dy;
   const void* carry;  // [batch, ea_series_carries, ea_series_carry_rows, channels]
+  void* partials;     // [batch, ea_series_chunks, ea_series_carry_rows, channels]: scratch for A, B of chunks
   void* dq;
   void* dk;
   void* dv;
@@ -73,13 +89,36 @@ struct EaSeriesBackward {
   }
 };
 
+/// One token of the recurrent form (eq. 12 - 16): the keys join the state, then the queries are answered.
+struct EaSeriesStep {
+  DType dtype;
+  const void* q;  // [batch, channels], as k, v and y
+  const void* k;
+  const void* v;
+  void* y;
+  EaSeriesStatePointers state;
+  int64_t batch;
+  int64_t channels;
+  int order;
+
+  KernelCost cost() const {
+    const double n = static_cast<double>(batch * channels), size = static_cast<double>(size_of(dtype)),
+                 state_bytes = (2.0 * order + 3) * (dtype == DType::f64 ? 8 : 4);
+    return {.flops = n * (8.0 * order + 12),
+            .bytes_read = n * (3 * size + state_bytes),
+            .bytes_written = n * (size + state_bytes)};
+  }
+};
+
 namespace cpu {
 void ea_series_forward(const EaSeriesForward&);
 void ea_series_backward(const EaSeriesBackward&);
+void ea_series_step(const EaSeriesStep&);
 }  // namespace cpu
 namespace cuda {
 void ea_series_forward(const EaSeriesForward&);
 void ea_series_backward(const EaSeriesBackward&);
+void ea_series_step(const EaSeriesStep&);
 }  // namespace cuda
 
 }  // namespace elwise

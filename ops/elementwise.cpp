@@ -136,15 +136,17 @@ Tensor mul(const Tensor& a, const Tensor& b) {
 
 Tensor div(const Tensor& a, const Tensor& b) {
   const Tensor y = binary("div", BinaryOp::div, a, b);
-  return record("div", {a, b}, y,
-                [a_shape = a.shape(), saved_b = SavedTensor(b),
-                 saved_y = SavedTensor(y)](const BackwardContext& context) {
-                  const Tensor& divisor = saved_b.get();
-                  const Tensor da = binary("div", BinaryOp::div, context.gradient(), divisor);
-                  return std::vector{
-                      context.needs(0) ? sum_to(da, a_shape) : Tensor(),
-                      context.needs(1) ? neg(sum_to(product(da, saved_y.get()), divisor.shape())) : Tensor()};
-                });
+  return record(
+      "div", {a, b}, y,
+      [a_shape = a.shape(), saved_b = SavedTensor(b),
+       saved_y = SavedTensor(y)](const BackwardContext& context) {
+        const Tensor &divisor = saved_b.get(), &dy = context.gradient();
+        const auto divided = [&](const Tensor& x) { return binary("div", BinaryOp::div, x, divisor); };
+        // db = -sum(dy y / b), with b out of the sum.
+        return std::vector{
+            context.needs(0) ? sum_to(divided(dy), a_shape) : Tensor(),
+            context.needs(1) ? neg(divided(sum_to(product(dy, saved_y.get()), divisor.shape()))) : Tensor()};
+      });
 }
 
 Tensor maximum(const Tensor& a, const Tensor& b) {
@@ -232,8 +234,13 @@ Tensor cast(const Tensor& x, DType dtype) {
 
 Tensor to(const Tensor& x, Device device) {
   if (x.device() == device) return x;
-  ELWISE_CHECK(x.device() == kCpu && device == kMeta, "to: cannot copy from ", x.device(), " to ", device);
-  return empty(x.shape(), {.dtype = x.dtype(), .device = device});
+  ELWISE_CHECK(x.device() != kMeta, "to: cannot copy from meta to ", device);
+  const Tensor y = empty(x.shape(), {.dtype = x.dtype(), .device = device});
+  if (device == kMeta) return y;
+  copy_memory(y.data(), device, x.data(), x.device(), x.count() * size_of(x.dtype()));
+  return record("to", {x}, y, [from = x.device()](const BackwardContext& context) {
+    return std::vector{to(context.gradient(), from)};
+  });
 }
 
 Tensor full(const Shape& shape, double value, TensorOptions options) {

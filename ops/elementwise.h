@@ -50,8 +50,8 @@ Tensor masked_fill(const Tensor& x, const Tensor& mask, double value);
 /// The elements converted to another dtype (bool: x != 0); between floating dtypes the gradient is converted
 /// back.
 Tensor cast(const Tensor& x, DType dtype);
-/// A copy on another device, or x itself if it is there already. To meta only the shape remains; from meta
-/// throws Error.
+/// A copy on another device, or x itself if it is there already; differentiable between cpu and cuda. To meta
+/// only the shape remains; from meta throws Error.
 Tensor to(const Tensor& x, Device device);
 
 // Making tensors. These take no part in autograd.

@@ -8,6 +8,19 @@
 #include "ops/view.h"
 
 namespace elwise {
+namespace {
+
+/// What the backwards need to sort `count` indices and to add runs of `columns` columns.
+struct Scratch {
+  Tensor order, partials;
+
+  Scratch(const Tensor& dy, int64_t count, int64_t columns)
+      : order(empty({index_order_size(count)}, {.dtype = DType::i64, .device = dy.device()})),
+        partials(empty({2, index_runs(count), columns},
+                       {.dtype = accumulation_dtype(dy.dtype()), .device = dy.device()})) {}
+};
+
+}  // namespace
 
 Tensor embedding(const Tensor& weight, const Tensor& index) {
   ELWISE_CHECK(weight.rank() == 2, "embedding: expected weight [rows, width], got ", weight.shape());
@@ -35,11 +48,14 @@ Tensor index_select(const Tensor& x, int dim, const Tensor& index) {
                   const Tensor &dy = context.gradient(), &chosen = saved.get();
                   const Tensor sum = context.sum_so_far(0),
                                dx = sum.defined() ? sum : zeros(from, dy.options());
+                  const Scratch scratch(dy, chosen.count(), from.count_before(dim) * from.count_after(dim));
                   ELWISE_DISPATCH(dy.device(), index_select_backward,
                                   {.dtype = dy.dtype(),
                                    .dy = dy.data(),
                                    .index = static_cast<const int64_t*>(chosen.data()),
                                    .dx = dx.data(),
+                                   .order = scratch.order.data(),
+                                   .partials = scratch.partials.data(),
                                    .outer = from.count_before(dim),
                                    .size = from[dim],
                                    .count = chosen.count(),
@@ -72,15 +88,20 @@ Tensor gather(const Tensor& x, int dim, const Tensor& index) {
 
 Tensor gather_backward(const Tensor& dy, const Shape& shape, int dim, const Tensor& index) {
   const Tensor dx = zeros(shape, dy.options());
+  const int64_t outer = shape.count_before(dim), inner = shape.count_after(dim);
+  const bool sorts = gather_backward_sorts(dy.dtype(), outer, index.size(dim), inner);
+  const Scratch scratch(dy, sorts ? index.count() : 0, 1);
   ELWISE_DISPATCH(dy.device(), gather_backward,
                   {.dtype = dy.dtype(),
                    .dy = dy.data(),
                    .index = static_cast<const int64_t*>(index.data()),
                    .dx = dx.data(),
-                   .outer = shape.count_before(dim),
+                   .order = scratch.order.data(),
+                   .partials = scratch.partials.data(),
+                   .outer = outer,
                    .size = shape[dim],
                    .count = index.size(dim),
-                   .inner = shape.count_after(dim)});
+                   .inner = inner});
   return dx;
 }
 

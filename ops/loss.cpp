@@ -49,7 +49,8 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& target, int64_t ignore_
   check_shape("cross_entropy", "target", target, {logits.size(0)});
   const int64_t rows = logits.size(0), classes = logits.size(1);
   const Tensor loss = empty({}, logits.options());
-  const Tensor logsumexp = empty({rows}, logits.options()), row_loss = empty({rows}, logits.options());
+  const TensorOptions sums{.dtype = accumulation_dtype(logits.dtype()), .device = logits.device()};
+  const Tensor logsumexp = empty({rows}, sums), row_loss = empty({rows}, sums);
   ELWISE_DISPATCH(logits.device(), cross_entropy_forward,
                   {.dtype = logits.dtype(),
                    .logits = logits.data(),

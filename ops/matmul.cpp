@@ -1,5 +1,7 @@
 #include "ops/matmul.h"
 
+#include <atomic>
+
 #include "autograd/node.h"
 #include "core/dispatch.h"
 #include "ops/argument_checks.h"
@@ -11,14 +13,22 @@ namespace elwise {
 namespace {
 
 thread_local MatmulLog* current_log = nullptr;
+std::atomic<bool> allow_tf32 = false;
 
-/// op(a) op(b) for a [batch, ., .] and b [batch, ., .], or for two matrices, without recording. Added to what
-/// `sum` holds, and `sum` returned, where that is defined.
-Tensor product(const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, const Tensor& bias = {},
-               const Tensor& sum = {}) {
+struct Epilogue {
+  Tensor bias = {};
+  Tensor sum = {};  // what the product is added to, in place
+  bool gelu_tanh = false;
+};
+
+/// op(a) op(b) for a [batch, ., .] and b [batch, ., .], or for two matrices, without recording. Returns
+/// `sum` where that is defined.
+Tensor product(const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b,
+               const Epilogue& epilogue = {}) {
   const int64_t m = a.size(transpose_a ? -1 : -2), k = a.size(transpose_a ? -2 : -1);
   const int64_t n = b.size(transpose_b ? -2 : -1);
   const int64_t batch = a.rank() == 3 ? a.size(0) : 1;
+  const Tensor& sum = epilogue.sum;
   const Tensor c = sum.defined() ? sum : empty(a.rank() == 3 ? Shape{batch, m, n} : Shape{m, n}, a.options());
   run_matmul(a.device(), {.dtype = a.dtype(),
                           .a = a.data(),
@@ -37,8 +47,9 @@ Tensor product(const Tensor& a, bool transpose_a, const Tensor& b, bool transpos
                           .a_outer = m * k,
                           .b_outer = k * n,
                           .c_outer = m * n,
-                          .bias = data_or_null(bias),
-                          .accumulate = sum.defined()});
+                          .bias = data_or_null(epilogue.bias),
+                          .accumulate = sum.defined(),
+                          .gelu_tanh = epilogue.gelu_tanh});
   return c;
 }
 
@@ -76,7 +87,36 @@ Tensor with_batch(const Tensor& x, const Shape& batch) {
   return reshape(wide, Shape{batch.count(), x.size(-2), x.size(-1)});
 }
 
+void check_linear(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  check_floating(op, "x", x);
+  check_same_kind(op, "x", x, "weight", weight);
+  ELWISE_CHECK(weight.rank() == 2 && x.rank() >= 1 && x.size(-1) == weight.size(1), op,
+               ": expected x [.., inputs] and weight [outputs, inputs], got ", x.shape(), " and ",
+               weight.shape());
+  if (bias.defined()) {
+    check_same_kind(op, "x", x, "bias", bias);
+    check_shape(op, "bias", bias, {weight.size(0)});
+  }
+}
+
+/// x as a matrix: all but the last dimension merged.
+Shape rows_of(const Tensor& x) {
+  return {x.shape().count_before(-1), x.size(-1)};
+}
+
+Tensor linear_product(const Tensor& x, const Tensor& weight, const Epilogue& epilogue) {
+  return product(x.alias(rows_of(x)), false, weight, true, epilogue)
+      .alias(x.shape().with(-1, weight.size(0)));
+}
+
 }  // namespace
+
+void set_allow_tf32(bool allow) {
+  allow_tf32 = allow;
+}
+bool tf32_allowed() {
+  return allow_tf32;
+}
 
 void log_matmul(const MatmulShape& shape) {
   for (MatmulLog* log = current_log; log != nullptr; log = log->previous_) log->shapes_.push_back(shape);
@@ -95,6 +135,7 @@ void run_matmul(Device device, Matmul problem) {
   const Tensor workspace =
       empty({kMatmulWorkspaceBytes / size_of(problem.dtype)}, {.dtype = problem.dtype, .device = device});
   problem.workspace = workspace.data();
+  problem.allow_tf32 = allow_tf32;
   ELWISE_DISPATCH(device, matmul, (problem));
 }
 
@@ -118,18 +159,9 @@ Tensor matmul(const Tensor& a, const Tensor& b, MatmulOptions options) {
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  check_floating("linear", "x", x);
-  check_same_kind("linear", "x", x, "weight", weight);
-  ELWISE_CHECK(weight.rank() == 2 && x.rank() >= 1 && x.size(-1) == weight.size(1),
-               "linear: expected x [.., inputs] and weight [outputs, inputs], got ", x.shape(), " and ",
-               weight.shape());
-  if (bias.defined()) {
-    check_same_kind("linear", "x", x, "bias", bias);
-    check_shape("linear", "bias", bias, {weight.size(0)});
-  }
-  const Shape rows{x.shape().count_before(-1), x.size(-1)};
-  const Shape shape = x.shape().with(-1, weight.size(0));
-  const Tensor y = product(x.alias(rows), false, weight, true, bias).alias(shape);
+  check_linear("linear", x, weight, bias);
+  const Shape rows = rows_of(x);
+  const Tensor y = linear_product(x, weight, {.bias = bias});
   return record(
       "linear", {x, weight, bias}, y,
       [rows, saved_x = SavedTensor(x), saved_weight = SavedTensor(weight)](const BackwardContext& context) {
@@ -138,13 +170,19 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
         Tensor dx, dweight, dbias;
         if (context.needs(2)) dbias = sum(dy, 0);
         if (context.needs(1))
-          dweight = product(dy, true, input.alias(rows), false, {}, context.sum_so_far(1));
+          dweight = product(dy, true, input.alias(rows), false, {.sum = context.sum_so_far(1)});
         if (context.needs(0)) {
-          const Tensor sum = context.sum_so_far(0), total = product(dy, false, w, false, {}, sum);
+          const Tensor sum = context.sum_so_far(0), total = product(dy, false, w, false, {.sum = sum});
           dx = sum.defined() ? sum : total.alias(input.shape());
         }
         return std::vector{dx, dweight, dbias};
       });
+}
+
+Tensor linear_gelu(const Tensor& x, const Tensor& weight, const Tensor& bias, Gelu kind) {
+  check_linear("linear_gelu", x, weight, bias);
+  if (kind == Gelu::exact || needs_gradient({x, weight, bias})) return gelu(linear(x, weight, bias), kind);
+  return linear_product(x, weight, {.bias = bias, .gelu_tanh = true});
 }
 
 }  // namespace elwise

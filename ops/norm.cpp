@@ -22,7 +22,8 @@ AddLayerNormResult normalize(const char* op, const Tensor& x, const Tensor& resi
   const bool recorded = needs_gradient({x, residual, weight, bias});
   const Tensor y = empty(x.shape(), x.options());
   const Tensor sum = residual.defined() ? empty(x.shape(), x.options()) : x;
-  const Tensor mean = empty({rows}, x.options()), rstd = empty({rows}, x.options());
+  const TensorOptions statistics{.dtype = accumulation_dtype(x.dtype()), .device = x.device()};
+  const Tensor mean = empty({rows}, statistics), rstd = empty({rows}, statistics);
   ELWISE_DISPATCH(x.device(), layer_norm_forward,
                   {.dtype = x.dtype(),
                    .x = x.data(),
@@ -48,7 +49,7 @@ AddLayerNormResult normalize(const char* op, const Tensor& x, const Tensor& resi
     if (context.needs(2)) dweight = empty({cols}, h.options());
     if (context.needs(3)) dbias = empty({cols}, h.options());
     if (context.needs(2) || context.needs(3))
-      partials = empty({2, layer_norm_partials(rows), cols}, h.options());
+      partials = empty({2, layer_norm_partials(rows), cols}, saved_mean.get().options());
     ELWISE_DISPATCH(h.device(), layer_norm_backward,
                     {.dtype = h.dtype(),
                      .h = h.data(),

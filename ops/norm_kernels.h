@@ -30,19 +30,24 @@ struct LayerNormForward {
 };
 
 /// Rows whose sums make one partial row of dweight and dbias. A function of the shape only, so that the order
-/// of additions does not depend on the thread count.
-inline constexpr int64_t kLayerNormRowsPerPartial = 64;
+/// of additions depends on nothing else; few rows make few each, so that there are partials for all of a GPU.
+constexpr int64_t layer_norm_rows_per_partial(int64_t rows) {
+  constexpr int64_t kPartials = 128, kFewest = 4, kMost = 64;
+  const int64_t wanted = (rows + kPartials - 1) / kPartials;
+  return wanted < kFewest ? kFewest : wanted > kMost ? kMost : wanted;
+}
 
 constexpr int64_t layer_norm_partials(int64_t rows) {
-  return (rows + kLayerNormRowsPerPartial - 1) / kLayerNormRowsPerPartial;
+  const int64_t each = layer_norm_rows_per_partial(rows);
+  return (rows + each - 1) / each;
 }
 
 /// dx from dy, plus dweight and dbias where asked for. dx may be dy.
 struct LayerNormBackward {
   DType dtype;
   const void* h;     // [rows, cols]: the normalised rows' input, x + residual
-  const void* mean;  // [rows]
-  const void* rstd;  // [rows]
+  const void* mean;  // [rows], f64 for f64, else f32
+  const void* rstd;  // [rows], likewise
   const void* dy;    // [rows, cols]
   void* dx;          // [rows, cols]: the gradient of h, so of x and of residual
   int64_t rows;
@@ -51,7 +56,7 @@ struct LayerNormBackward {
   const void* dsum = nullptr;    // [rows, cols]: a gradient that reached h by another way, added to dx
   void* dweight = nullptr;       // [cols]
   void* dbias = nullptr;         // [cols]
-  void* partials = nullptr;      // [2, layer_norm_partials(rows), cols]: scratch for dweight and dbias
+  void* partials = nullptr;      // [2, layer_norm_partials(rows), cols] like mean: scratch for dweight, dbias
 
   KernelCost cost() const {
     const double n = static_cast<double>(rows * cols), bytes = n * static_cast<double>(size_of(dtype));

@@ -10,9 +10,17 @@
 namespace elwise {
 namespace {
 
-void check_state(const char* op, const char* name, const Tensor& param, const Tensor& state) {
-  check_same_kind(op, "param", param, name, state);
-  check_shape(op, name, state, param.shape());
+void check_gradient(const char* op, const Tensor& param, const Tensor& grad) {
+  check_same_kind(op, "param", param, "grad", grad);
+  check_shape(op, "grad", grad, param.shape());
+}
+
+void check_moment(const char* op, const char* name, const Tensor& param, const Tensor& moment) {
+  const DType dtype = accumulation_dtype(param.dtype());
+  ELWISE_CHECK(moment.dtype() == dtype && moment.device() == param.device(), op, ": expected ", name, " of ",
+               dtype, " on ", param.device(), " for param of ", param.dtype(), ", got ", moment.dtype(),
+               " on ", moment.device());
+  check_shape(op, name, moment, param.shape());
 }
 
 /// x *= factor, in place.
@@ -32,9 +40,9 @@ void scale(const Tensor& x, double factor) {
 void adam_step(AdamKind kind, const AdamOptions& options, int64_t step, const Tensor& param,
                const Tensor& grad, const Tensor& m, const Tensor& v) {
   check_floating("adam_step", "param", param);
-  check_state("adam_step", "grad", param, grad);
-  check_state("adam_step", "m", param, m);
-  check_state("adam_step", "v", param, v);
+  check_gradient("adam_step", param, grad);
+  check_moment("adam_step", "m", param, m);
+  check_moment("adam_step", "v", param, v);
   ELWISE_CHECK(step >= 1, "adam_step: expected step >= 1, got ", step);
   const auto t = static_cast<double>(step);
   const double correction1 = 1 - std::pow(options.beta1, t), correction2 = 1 - std::pow(options.beta2, t);
@@ -75,10 +83,10 @@ void adam_step(AdamKind kind, const AdamOptions& options, int64_t step, const Te
 void sgd_step(const SgdOptions& options, int64_t step, const Tensor& param, const Tensor& grad,
               const Tensor& velocity) {
   check_floating("sgd_step", "param", param);
-  check_state("sgd_step", "grad", param, grad);
+  check_gradient("sgd_step", param, grad);
   ELWISE_CHECK(step >= 1, "sgd_step: expected step >= 1, got ", step);
   const bool moving = options.momentum != 0;
-  if (moving) check_state("sgd_step", "velocity", param, velocity);
+  if (moving) check_moment("sgd_step", "velocity", param, velocity);
   ELWISE_DISPATCH(param.device(), sgd_step,
                   {.dtype = param.dtype(),
                    .param = param.data(),
@@ -94,18 +102,40 @@ void sgd_step(const SgdOptions& options, int64_t step, const Tensor& param, cons
   if (moving) velocity.storage()->bump_version();
 }
 
-double clip_gradient_norm(const std::vector<Tensor>& gradients, double max_norm) {
-  ELWISE_CHECK(max_norm > 0, "clip_gradient_norm: expected max_norm > 0, got ", max_norm);
-  double sum = 0;
+namespace {
+
+/// The sum of squares of each defined gradient, read from the device once for all; empty on meta.
+std::vector<double> sums_of_squares(const std::vector<Tensor>& gradients) {
+  std::vector<Tensor> defined;
   for (const Tensor& gradient : gradients) {
     if (!gradient.defined()) continue;
     check_floating("clip_gradient_norm", "gradient", gradient);
-    double squares = 0;
-    ELWISE_DISPATCH(
-        gradient.device(), sum_of_squares,
-        {.dtype = gradient.dtype(), .x = gradient.data(), .result = &squares, .count = gradient.count()});
-    sum += squares;
+    if (!defined.empty()) {
+      ELWISE_CHECK(gradient.device() == defined.front().device(),
+                   "clip_gradient_norm: expected gradients on ", defined.front().device(), ", got one on ",
+                   gradient.device());
+    }
+    defined.push_back(gradient);
   }
+  if (defined.empty()) return {};
+  const Device device = defined.front().device();
+  const Tensor sums = empty({static_cast<int64_t>(defined.size())}, {.dtype = DType::f64, .device = device});
+  for (size_t i = 0; i < defined.size(); ++i) {
+    ELWISE_DISPATCH(device, sum_of_squares,
+                    {.dtype = defined[i].dtype(),
+                     .x = defined[i].data(),
+                     .result = static_cast<double*>(sums.alias({1}, static_cast<int64_t>(i)).data()),
+                     .count = defined[i].count()});
+  }
+  return device == kMeta ? std::vector<double>() : sums.to_vector<double>();
+}
+
+}  // namespace
+
+double clip_gradient_norm(const std::vector<Tensor>& gradients, double max_norm) {
+  ELWISE_CHECK(max_norm > 0, "clip_gradient_norm: expected max_norm > 0, got ", max_norm);
+  double sum = 0;
+  for (const double squares : sums_of_squares(gradients)) sum += squares;
   const double norm = std::sqrt(sum);
   if (norm > max_norm) {
     for (const Tensor& gradient : gradients) {

@@ -23,8 +23,8 @@ struct AdamOptions {
   double weight_decay = 0;
 };
 
-/// Updates param and its first and second moments m and v (same shape and dtype, zeros before step 1). `step`
-/// counts from 1. Throws Error for shapes or dtypes that differ and step < 1.
+/// Updates param and its first and second moments m and v (same shape, accumulation_dtype of param's; zeros
+/// before step 1). `step` counts from 1. Throws Error for shapes or dtypes that do not fit and step < 1.
 void adam_step(AdamKind kind, const AdamOptions& options, int64_t step, const Tensor& param,
                const Tensor& grad, const Tensor& m, const Tensor& v);
 
@@ -35,8 +35,8 @@ struct SgdOptions {
   bool nesterov = false;
 };
 
-/// Updates param, and velocity where momentum is not 0 (else it may be undefined). `step` counts from 1.
-/// Throws Error for shapes or dtypes that differ.
+/// Updates param, and velocity (same shape, accumulation_dtype of param's) where momentum is not 0; else it
+/// may be undefined. `step` counts from 1. Throws Error for shapes or dtypes that do not fit.
 void sgd_step(const SgdOptions& options, int64_t step, const Tensor& param, const Tensor& grad,
               const Tensor& velocity);
 

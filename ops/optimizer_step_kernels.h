@@ -14,8 +14,8 @@ struct AdamStep {
   DType dtype;
   void* param;       // [count]
   const void* grad;  // [count]
-  void* m;           // [count]
-  void* v;           // [count]
+  void* m;           // [count], f64 for f64, else f32
+  void* v;           // [count], likewise
   int64_t count;
   double lr;
   double beta1;
@@ -29,7 +29,8 @@ struct AdamStep {
 
   KernelCost cost() const {
     const double n = static_cast<double>(count), bytes = n * static_cast<double>(size_of(dtype));
-    return {.flops = 14 * n, .bytes_read = 4 * bytes, .bytes_written = 3 * bytes};
+    const double moments = 2 * n * static_cast<double>(size_of(accumulation_dtype(dtype)));
+    return {.flops = 14 * n, .bytes_read = 2 * bytes + moments, .bytes_written = bytes + moments};
   }
 };
 
@@ -45,13 +46,13 @@ struct SgdStep {
   double momentum;
   bool nesterov;
   bool first;                // the first step: velocity holds nothing yet
-  void* velocity = nullptr;  // [count], where momentum is not 0
+  void* velocity = nullptr;  // [count], f64 for f64, else f32: where momentum is not 0
 
   KernelCost cost() const {
     const double n = static_cast<double>(count), bytes = n * static_cast<double>(size_of(dtype));
-    const bool moving = velocity != nullptr;
-    return {
-        .flops = 6 * n, .bytes_read = (moving ? 3 : 2) * bytes, .bytes_written = (moving ? 2 : 1) * bytes};
+    const double moving =
+        velocity == nullptr ? 0 : n * static_cast<double>(size_of(accumulation_dtype(dtype)));
+    return {.flops = 6 * n, .bytes_read = 2 * bytes + moving, .bytes_written = bytes + moving};
   }
 };
 

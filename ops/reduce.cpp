@@ -1,5 +1,7 @@
 #include "ops/reduce.h"
 
+#include <algorithm>
+
 #include "autograd/node.h"
 #include "core/dispatch.h"
 #include "ops/argument_checks.h"
@@ -87,13 +89,28 @@ Tensor argmax(const Tensor& x, int dim, bool keep_dim) {
 
 Tensor sum_to(const Tensor& x, const Shape& shape) {
   if (x.shape() == shape) return x;
-  Tensor y = x;
+  // Neighbouring dimensions are summed, or kept, as one.
+  std::vector<int64_t> sizes;
+  std::vector<bool> summed;
   const int extra = x.rank() - shape.rank();
   for (int dim = 0; dim < x.rank(); ++dim) {
-    const bool repeated = dim < extra || (shape[dim - extra] == 1 && x.size(dim) != 1);
-    if (repeated) y = sum(y, dim, true);
+    if (x.size(dim) == 1) continue;
+    const bool repeated = dim < extra || shape[dim - extra] == 1;
+    if (!sizes.empty() && summed.back() == repeated) {
+      sizes.back() *= x.size(dim);
+    } else {
+      sizes.push_back(x.size(dim));
+      summed.push_back(repeated);
+    }
   }
-  return reshape(y, shape);
+  // What stands between two sums is not rounded to bf16.
+  const bool several = std::count(summed.begin(), summed.end(), true) > 1;
+  Tensor y = reshape(x, Shape(sizes));
+  if (several && x.dtype() != accumulation_dtype(x.dtype())) y = cast(y, accumulation_dtype(x.dtype()));
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    if (summed[i]) y = sum(y, static_cast<int>(i), true);
+  }
+  return reshape(y.dtype() == x.dtype() ? y : cast(y, x.dtype()), shape);
 }
 
 }  // namespace elwise

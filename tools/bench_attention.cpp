@@ -107,6 +107,7 @@ KernelCall series_backward(const Shape& shape, int order, bool causal, Operands 
                                    .v = in.v.data(),
                                    .dy = dy.data(),
                                    .carry = forward.carry,
+                                   .partials = nullptr,
                                    .dq = out.dq.data(),
                                    .dk = out.dk.data(),
                                    .dv = out.dv.data(),

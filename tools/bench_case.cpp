@@ -75,8 +75,9 @@ std::vector<KernelCall> make_calls(const BenchCase& bench, double bytes) {
 
 std::vector<BenchCase> bench_cases() {
   std::vector<BenchCase> cases;
-  for (const auto& group : {attention_bench_cases(), matmul_bench_cases(), row_bench_cases(),
-                            elementwise_bench_cases(), lookup_bench_cases()}) {
+  for (const auto& group :
+       {attention_bench_cases(), linear_attention_bench_cases(), aft_bench_cases(), matmul_bench_cases(),
+        row_bench_cases(), elementwise_bench_cases(), lookup_bench_cases()}) {
     cases.insert(cases.end(), group.begin(), group.end());
   }
   return cases;

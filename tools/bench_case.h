@@ -89,6 +89,8 @@ std::vector<KernelCall> make_calls(const BenchCase& bench, double bytes);
 /// Every case, at the shapes of BERT-base.
 std::vector<BenchCase> bench_cases();
 std::vector<BenchCase> attention_bench_cases();
+std::vector<BenchCase> linear_attention_bench_cases();
+std::vector<BenchCase> aft_bench_cases();
 std::vector<BenchCase> matmul_bench_cases();
 std::vector<BenchCase> row_bench_cases();
 std::vector<BenchCase> elementwise_bench_cases();

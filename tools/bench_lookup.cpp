@@ -45,6 +45,8 @@ KernelCall lookup_gradient(const Tensor& table, Operands operands) {
                                       .dy = dy.data(),
                                       .index = index.data<int64_t>(),
                                       .dx = table.data(),
+                                      .order = nullptr,
+                                      .partials = nullptr,
                                       .outer = 1,
                                       .size = kVocabulary,
                                       .count = kTokens,

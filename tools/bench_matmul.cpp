@@ -133,6 +133,11 @@ std::vector<BenchCase> matmul_bench_cases() {
   add_heads({kHeads, kTokens, kTokens, kHead, false, true, true, true, false, false});   // q k^T, dy v^T
   add_heads({kHeads, kTokens, kHead, kTokens, false, false, false, true, true, false});  // weights v, dq
   add_heads({kHeads, kTokens, kHead, kTokens, true, false, false, true, true, false});   // dv, dk
+
+  const int64_t pairs = 2 * kHidden;                  // AFT: a column for v and one for 1 in each channel
+  add(kTokens, pairs, kTokens, false, false, false);  // weights and keys
+  add(kTokens, pairs, kTokens, true, false, false);   // gradients of keys
+  add(kTokens, kTokens, pairs, false, true, false);   // gradients of weights
   return cases;
 }
 

@@ -65,21 +65,25 @@ CostResult measure_cost(const CostRequest& request, const std::function<bool(int
   std::vector<MatmulShape> products;
   std::vector<ProfiledStep> profiled;
   std::optional<RooflineMeter> roofline;
-  if (request.profile && runs) roofline.emplace();
+  if (request.profile && device == kCpu) roofline.emplace();
   for (int64_t step = 0; step < request.warmup + request.steps; ++step) {
     if (step == request.warmup) reset_memory_peak(device);
     const MaskedLmBatch batch = data.next(request.batch, request.length, device);
+    synchronize(device);
     const double flops_before = cost_totals().flops;
     const MatmulLog log;
     std::optional<Profiler> profiler;
     if (request.profile) profiler.emplace();
     const auto start = Clock::now();
     const Tensor loss = model.loss(batch.input, batch.masked, batch.labels, request.checkpoint_layers);
+    synchronize(device);
     const double forward = milliseconds_since(start);
     loss.backward();
+    synchronize(device);
     const double backward = milliseconds_since(start) - forward;
     optimizer.step();
     optimizer.zero_grad();
+    synchronize(device);
     const double total = milliseconds_since(start);
     if (runs) {
       if (step == 0) result.loss_first = loss.item();
@@ -108,7 +112,7 @@ CostResult measure_cost(const CostRequest& request, const std::function<bool(int
     result.backward_ms = median(times.backward);
     result.optimizer_ms = median(times.optimizer);
     if (request.matmul_floor && request.model.options.dtype == DType::f32 && result.steps == request.steps) {
-      result.matmul_floor_ms = measure_matmul_floor_ms(counted(products));
+      result.matmul_floor_ms = measure_matmul_floor_ms(counted(products), device);
     }
   }
   return result;

@@ -22,7 +22,7 @@ struct CostRequest {
   uint64_t seed = 0;
   double learning_rate = 1e-4;
   bool checkpoint_layers = false;
-  bool matmul_floor = true;    // measure it (on the CPU)
+  bool matmul_floor = true;    // measure it
   bool profile = false;        // time each kernel too; slows the step by the roofline measured after it
   std::filesystem::path text;  // empty: synthetic tokens
 };

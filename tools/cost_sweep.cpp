@@ -103,14 +103,14 @@ int confirm_all(const std::vector<Found>& points, int64_t budget, CostRun& run) 
     if (!confirmation) break;  // interrupted
     const int64_t beyond = longest.length + kLengthStep;
     if (confirmation->cost) {
-      auto line = bs_l_line(points[i], *confirmation->cost, kCpu, budget);
+      auto line = bs_l_line(points[i], *confirmation->cost, request.model.options.device, budget);
       line["predicted_peak_bytes"] = longest.cost.memory.total.peak;
       line["beyond_seq_len"] = beyond;
       line["beyond_fits"] = confirmation->beyond_fits;
       run.write(std::move(line));
     }
     if (!confirmation->holds(longest)) {
-      fmt::print(stderr, "train_bert_cost: {} is not what the CPU does\n", describe(at_length));
+      fmt::print(stderr, "train_bert_cost: {} is not what the device does\n", describe(at_length));
       status = kExitFailure;
     }
     const CostResult cost = confirmation->cost.value_or(CostResult{});
@@ -182,7 +182,7 @@ int find_longest_lengths(const std::vector<CostRequest>& requests, int64_t budge
   }
   fmt::print("{}", length_table(found));
   std::fflush(stdout);
-  const bool confirm = !requests.empty() && requests.front().model.options.device == kCpu;
+  const bool confirm = !requests.empty() && requests.front().model.options.device != kMeta;
   return confirm ? confirm_all(cheapest(std::move(found), confirmations), budget, run) : kExitOk;
 }
 

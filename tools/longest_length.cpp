@@ -20,9 +20,11 @@ class MemoryLimitGuard {
   int64_t previous_;
 };
 
-/// The cost of a request if it fits the budget on its device.
+/// The cost of a request if it fits the budget on its device, and the model allows its length at all.
 std::optional<CostResult> cost_within(const CostRequest& request, int64_t budget,
                                       const std::function<bool(int64_t)>& progress) {
+  const bool is_aft = request.model.attention.kind == nn::Mechanism::Kind::aft;
+  if (is_aft && request.length > nn::kLongestPositionBias) return std::nullopt;
   const MemoryLimitGuard limit(request.model.options.device, budget);
   try {
     return measure_cost(request, progress);
@@ -74,18 +76,17 @@ bool Confirmation::holds(const LongestLength& predicted) const {
 std::optional<Confirmation> confirm_longest_length(const CostRequest& request, const LongestLength& predicted,
                                                    int64_t budget,
                                                    const std::function<bool(int64_t step)>& progress) {
-  CostRequest on_cpu = request;
-  on_cpu.model.options.device = kCpu;
-  on_cpu.warmup = std::max<int64_t>(request.warmup, 1);
-  on_cpu.matmul_floor = false;
+  CostRequest confirmed = request;
+  confirmed.warmup = std::max<int64_t>(request.warmup, 1);
+  confirmed.matmul_floor = false;
   Confirmation result;
   bool ended = false;
   const auto watch = [&](int64_t step) { return !(ended = !progress(step)); };
-  result.cost = cost_within(with_length(on_cpu, predicted.length), budget, watch);
+  result.cost = cost_within(with_length(confirmed, predicted.length), budget, watch);
   if (ended) return std::nullopt;
-  on_cpu.steps = 1;
+  confirmed.steps = 1;
   result.beyond_fits =
-      cost_within(with_length(on_cpu, predicted.length + kLengthStep), budget, watch).has_value();
+      cost_within(with_length(confirmed, predicted.length + kLengthStep), budget, watch).has_value();
   if (ended) return std::nullopt;
   return result;
 }

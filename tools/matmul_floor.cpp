@@ -7,6 +7,7 @@
 
 #include <dnnl.hpp>
 
+#include "autograd/grad_mode.h"
 #include "core/tensor.h"
 #include "ops/dropout.h"
 
@@ -117,14 +118,37 @@ class Product {
   dnnl::stream stream_{engine_};
 };
 
+double cpu_product_ms(const MatmulShape& shape) {
+  Product product(shape);
+  return std::min({product.plain_ms(), product.packed_ms(), product.sgemm_ms()});
+}
+
+/// Several at a time: a launch must not be waited for, as it is not in a step.
+double gpu_product_ms(const MatmulShape& shape, Device device) {
+  constexpr int kAtATime = 8;
+  const NoGradGuard no_grad;
+  const int64_t batch = shape.outer * shape.inner;
+  const auto operand = [&](int64_t rows, int64_t cols, bool transposed) {
+    return randn(transposed ? Shape{batch, cols, rows} : Shape{batch, rows, cols}, {.device = device});
+  };
+  const Tensor a = operand(shape.m, shape.k, shape.transpose_a),
+               b = operand(shape.k, shape.n, shape.transpose_b);
+  return median_ms([&] {
+           for (int i = 0; i < kAtATime; ++i) {
+             matmul(a, b, {.transpose_a = shape.transpose_a, .transpose_b = shape.transpose_b});
+           }
+           synchronize(device);
+         }) /
+         kAtATime;
+}
+
 }  // namespace
 
-double measure_matmul_floor_ms(const std::vector<std::pair<MatmulShape, int64_t>>& products) {
+double measure_matmul_floor_ms(const std::vector<std::pair<MatmulShape, int64_t>>& products, Device device) {
   double total = 0;
   for (const auto& [shape, count] : products) {
-    Product product(shape);
     total +=
-        static_cast<double>(count) * std::min({product.plain_ms(), product.packed_ms(), product.sgemm_ms()});
+        static_cast<double>(count) * (device == kCpu ? cpu_product_ms(shape) : gpu_product_ms(shape, device));
   }
   return total;
 }

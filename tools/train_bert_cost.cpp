@@ -23,7 +23,7 @@ constexpr int64_t kDefaultFullEaLength = 512;
 
 // What the sweeps go over by default.
 const std::vector<int64_t> kMetaLengths = {128, 256, 512, 1024, 2048, 4096, 8192, 16384};
-const std::vector<int64_t> kCpuLengths = {128, 256, 512, 1024, 2048};
+const std::vector<int64_t> kRunLengths = {128, 256, 512, 1024, 2048};
 const std::vector<int64_t> kBsLBatches = {1, 2, 4, 8, 16, 32, 64, 128, 256};
 
 struct Options {
@@ -48,12 +48,13 @@ void add_sweep_options(CLI::App& app, Options& options) {
          "--sweep", options.sweep,
          "one panel of the paper's figure 4: memory over lengths (on meta, 128 .. 16384); bs-l, the "
          "longest sequence per batch size (1 .. 256) that fits --memory-budget (on meta; with --device "
-         "cpu some points are run as well); throughput over lengths (on cpu, 128 .. 2048). --attention, "
+         "cpu or cuda some points are run as well); throughput over lengths (on cpu, 128 .. 2048). "
+         "--attention, "
          "--batch, --seq-len and --device change what is gone over; products are not timed alone")
       ->check(CLI::IsMember({"memory", "bs-l", "throughput"}));
-  app.add_option(
-         "--confirm", options.confirmations,
-         "with --sweep bs-l --device cpu: points of each attention to run, those with the fewest FLOPs")
+  app.add_option("--confirm", options.confirmations,
+                 "with --sweep bs-l --device cpu or cuda: points of each attention to run, those with the "
+                 "fewest FLOPs")
       ->check(positive_number())
       ->capture_default_str();
   app.add_option("--plot", options.plot,
@@ -67,8 +68,8 @@ void add_options(CLI::App& app, Options& options) {
   const auto count = positive_number();
   app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   app.add_option("--attention", options.attentions,
-                 "mechanisms, comma-separated: sa, sa-tiled, ea, ea-N or ea-series-composed-N (N even, 0 .. "
-                 "16), none")
+                 "mechanisms, comma-separated: sa, sa-tiled, la, aft, ea, ea-N or ea-series-composed-N (N "
+                 "even, 0 .. 16), none")
       ->take_all()
       ->delimiter(',')
       ->capture_default_str();
@@ -83,7 +84,7 @@ void add_options(CLI::App& app, Options& options) {
       ->check(count)
       ->capture_default_str();
   app.add_option("--device", options.device,
-                 "cpu, or meta: exact memory and FLOPs of any size, nothing is run")
+                 "cpu, cuda or cuda:N, or meta: exact memory and FLOPs of any size, nothing is run")
       ->capture_default_str();
   app.add_option("--dtype", options.dtype, "f32 or f64")
       ->check(CLI::IsMember({"f32", "f64"}))
@@ -131,21 +132,21 @@ void apply_sweep(const CLI::App& app, Options& options) {
   const auto chosen = [&](const char* option) { return app.count(option) > 0; };
   const bool bs_l = options.sweep == "bs-l";
   if (!options.sweep.empty() && !chosen("--device") && options.sweep != "throughput") options.device = "meta";
-  const bool on_cpu = options.device == "cpu";
+  const bool runs = options.device != "meta";
   if (options.sweep == "throughput" && options.device == "meta") {
-    throw UsageError("sweep: nothing runs on meta, so it has no throughput; expected --device cpu");
+    throw UsageError("sweep: nothing runs on meta, so it has no throughput; expected --device cpu or cuda");
   }
   if (bs_l && chosen("--seq-len")) {
     throw UsageError("sweep: bs-l looks for the lengths; expected no --seq-len");
   }
-  if (chosen("--confirm") && !(bs_l && on_cpu)) {
-    throw UsageError("confirm: expected --sweep bs-l --device cpu beside it");
+  if (chosen("--confirm") && !(bs_l && runs)) {
+    throw UsageError("confirm: expected --sweep bs-l --device cpu (or cuda) beside it");
   }
-  if (bs_l && on_cpu && !chosen("--memory-budget")) {
-    throw UsageError("sweep: bs-l on cpu runs steps that need all of --memory-budget; expected one");
+  if (bs_l && runs && !chosen("--memory-budget")) {
+    throw UsageError("sweep: bs-l on a device runs steps that need all of --memory-budget; expected one");
   }
   if (options.sweep.empty()) return;
-  if (!chosen("--seq-len")) options.lengths = on_cpu ? kCpuLengths : kMetaLengths;
+  if (!chosen("--seq-len")) options.lengths = runs ? kRunLengths : kMetaLengths;
   if (bs_l && !chosen("--batch")) options.batches = kBsLBatches;
   if (bs_l && !chosen("--steps")) options.request.steps = 1;
   options.no_matmul_floor = true;
@@ -163,8 +164,7 @@ void finish(const CLI::App& app, Options& options) {
   } catch (const Error& error) {
     throw UsageError(error.what());
   }
-  if (device.type == DeviceType::cuda)
-    throw UsageError("device: this build has no CUDA; expected cpu or meta");
+  check_available(device);
   model.options = {.dtype = dtype_named(options.dtype), .device = device};
   if (model.hidden % model.heads != 0) {
     throw UsageError(fmt::format("hidden: {} is not divisible by {} heads", model.hidden, model.heads));

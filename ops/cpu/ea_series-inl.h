@@ -221,6 +221,27 @@ struct Moments {
   }
 };
 
+/// y of a row with a large q in some lane, from stored moments. Out of line: the common case keeps its
+/// registers.
+template <class T, int kOrder>
+HWY_NOINLINE Vec<T> answer_large_query(const T* stored, Vec<T> q) {
+  Moments<T, kOrder> moments;
+  moments.load(stored, kLanes<T>, kLanes<T>);
+  const HomogeneousPowers<T, kOrder> powers(q);
+  return hn::Div(powers.template sum<kOrder>(moments.s), powers.template sum<kOrder>(moments.z));
+}
+
+template <class T, int kOrder>
+HWY_INLINE Vec<T> answer(const Moments<T, kOrder>& moments, Vec<T> q) {
+  if (moments.is_direct(q)) {
+    const Steps<T, kOrder> steps(q);
+    return hn::Div(steps.template sum<kOrder>(moments.s), steps.template sum<kOrder>(moments.z));
+  }
+  alignas(64) T stored[Moments<T, kOrder>::kRows * kLanes<T>];
+  moments.store(stored, kLanes<T>, kLanes<T>);
+  return answer_large_query<T, kOrder>(stored, q);
+}
+
 /// Bytes of neighbouring channels that a thread walks down the rows together: long enough runs for the
 /// memory, few enough for their sums to stay in the cache.
 inline constexpr int64_t kTileBytes = 1536;

@@ -8,7 +8,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
-#include "ops/cpu/ea_series-inl.h"
+#include "ops/cpu/ea_series_state-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace elwise::cpu::HWY_NAMESPACE {
@@ -28,27 +28,6 @@ struct ForwardRows {
   int64_t ahead;  // elements from here to what comes next, for prefetching
   bool stream;
 };
-
-/// y of a row with a large q in some lane, from stored moments. Out of line: the common case keeps its
-/// registers.
-template <class T, int kOrder>
-HWY_NOINLINE Vec<T> answer_large_query(const T* stored, Vec<T> q) {
-  Moments<T, kOrder> moments;
-  moments.load(stored, kLanes<T>, kLanes<T>);
-  const HomogeneousPowers<T, kOrder> powers(q);
-  return hn::Div(powers.template sum<kOrder>(moments.s), powers.template sum<kOrder>(moments.z));
-}
-
-template <class T, int kOrder>
-HWY_INLINE Vec<T> answer(const Moments<T, kOrder>& moments, Vec<T> q) {
-  if (moments.is_direct(q)) {
-    const Steps<T, kOrder> steps(q);
-    return hn::Div(steps.template sum<kOrder>(moments.s), steps.template sum<kOrder>(moments.z));
-  }
-  alignas(64) T stored[Moments<T, kOrder>::kRows * kLanes<T>];
-  moments.store(stored, kLanes<T>, kLanes<T>);
-  return answer_large_query<T, kOrder>(stored, q);
-}
 
 template <bool kAddKeys, bool kAnswerQueries, class T, int kOrder>
 HWY_INLINE void walk_rows(const ForwardRows<T> rows, Moments<T, kOrder>& moments) {
@@ -83,18 +62,21 @@ class Forward {
         v_(static_cast<const T*>(args.v)),
         y_(static_cast<T*>(args.y)),
         carry_(static_cast<T*>(args.carry)),
+        start_(args.state),
         stream_(may_stream<T>(y_, args.batch * args.length, args.channels)) {}
 
   void run() const {
     for_each_tile(layout_, args_.batch, [this](const Tile& tile) {
       alignas(64) T state[kTileVectors<T> * kState];
-      const int64_t empty_rows = (kRows - 1) * kLanes<T>;
-      for (int64_t vector = 0; vector < tile.last - tile.first; ++vector) {
-        T* of_vector = state + vector * kState;
-        std::fill_n(of_vector, empty_rows, T(0));
-        std::fill_n(of_vector + empty_rows, kLanes<T>, std::numeric_limits<T>::infinity());
+      for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+        start_.read(first_channel(tile.batch, vector), layout_.lanes(vector),
+                    state + (vector - tile.first) * kState);
       }
       args_.causal ? causal(tile, state) : bidirectional(tile, state);
+      for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+        start_.write(first_channel(tile.batch, vector), layout_.lanes(vector),
+                     state + (vector - tile.first) * kState);
+      }
     });
   }
 
@@ -102,8 +84,14 @@ class Forward {
   static constexpr int64_t kRows = Moments<T, kOrder>::kRows;
   static constexpr int64_t kState = kRows * kLanes<T>;
 
+  int64_t first_channel(int64_t batch, int64_t vector) const {
+    return batch * args_.channels + vector * kLanes<T>;
+  }
+
   HWY_ATTR void causal(const Tile& tile, T* state) const {
-    const int64_t first_row = layout_.first_visible(tile.batch);
+    // Z_0 is positive, or NaN, as soon as there is a key, and then so in all channels.
+    const bool is_empty = state[(kOrder + 1) * kLanes<T>] == T(0);
+    const int64_t first_row = is_empty ? layout_.first_visible(tile.batch) : 0;
     layout_.clear(y_, tile, first_row);
     for (int64_t row = 0; row < args_.length; row += kBlock) {
       for (int64_t vector = tile.first; vector < tile.last; ++vector) {
@@ -134,7 +122,6 @@ class Forward {
   }
 
   HWY_ATTR void store_carry(int64_t batch, int64_t index, int64_t vector, const T* state) const {
-    if (carry_ == nullptr) return;
     Moments<T, kOrder> moments;
     moments.load(state, kLanes<T>, kLanes<T>);
     moments.to_carry_scale();
@@ -187,6 +174,7 @@ class Forward {
   const T* v_;
   T* y_;
   T* carry_;
+  ChannelStates<T, kOrder> start_;
   bool stream_;
 };
 

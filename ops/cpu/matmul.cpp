@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "core/parallel.h"
 #include "ops/cpu/matmul_routes.h"
+#include "ops/elementwise_kernels.h"
 
 namespace elwise::cpu {
 namespace {
@@ -37,13 +38,11 @@ bool is_large(const Matmul& args) {
   return args.outer * args.inner * args.m * args.n * args.k >= int64_t{1} << 20;
 }
 
-}  // namespace
-
-void matmul(const Matmul& args) {
-  ELWISE_CHECK(args.dtype == DType::f32 || args.dtype == DType::f64,
-               "matmul: expected dtype f32 or f64 on the CPU, got ", args.dtype);
-  if (args.outer * args.inner * args.m * args.n == 0) return;
-  if (args.k == 0) return args.dtype == DType::f32 ? empty_sum<float>(args) : empty_sum<double>(args);
+/// All but GELU.
+void multiply(const Matmul& args) {
+  if (args.k == 0) {
+    return dispatch_f32_f64(args.dtype, "matmul", [&]<class T>() { empty_sum<T>(args); });
+  }
   if (is_thin(args)) return matmul_thin(args);
   if (is_large(args)) {
     // On AVX-512 at the shapes of BERT-base, weights coming from memory, the primitive is ahead for a
@@ -52,6 +51,19 @@ void matmul(const Matmul& args) {
     if (matmul_sgemm(args)) return;
   }
   matmul_blocked(args);
+}
+
+}  // namespace
+
+void matmul(const Matmul& args) {
+  ELWISE_CHECK(args.dtype == DType::f32 || args.dtype == DType::f64,
+               "matmul: expected dtype f32 or f64 on the CPU, got ", args.dtype);
+  if (args.outer * args.inner * args.m * args.n == 0) return;
+  multiply(args);
+  if (args.gelu_tanh) {  // oneDNN's GELU inside of its product takes longer
+    unary_forward(
+        {.dtype = args.dtype, .op = UnaryOp::gelu_tanh, .x = args.c, .y = args.c, .count = args.m * args.n});
+  }
 }
 
 }  // namespace elwise::cpu

@@ -142,7 +142,7 @@ class BlockedMatmul {
         .scale = static_cast<T>(args_.scale),
         .accumulate = args_.accumulate || !first,
         .bias = args_.bias && first ? static_cast<const T*>(args_.bias) + block.n0 + col : nullptr};
-    compute_tile(a, b, block.depth, to);
+    compute_tile<T>({a, kTileRows}, {b, kTileCols<T>}, block.depth, to);
   }
 
   const T* matrix(const void* data, int64_t outer_stride, int64_t inner_stride, int64_t product) const {

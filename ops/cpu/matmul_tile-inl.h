@@ -118,6 +118,13 @@ HWY_NOINLINE void pack_panels(const Operand<T>& from, int64_t width, int64_t dep
   }
 }
 
+/// Part of a or b as a tile reads it: element (i, p) is data[p * step + i]. Vectors of b are aligned.
+template <class T>
+struct TileOperand {
+  const T* data;
+  int64_t step;
+};
+
 /// Where a tile goes: c = scale * tile (+ c) (+ bias).
 template <class T>
 struct TileTarget {
@@ -147,23 +154,24 @@ HWY_INLINE void store_vector(D d, V sum, int64_t row, int64_t col, const TileTar
   hn::StoreU(hn::MulAdd(sum, hn::Set(d, to.scale), start), d, c);
 }
 
-/// One tile from packed panels a [depth][kTileRows] and b [depth][kTileCols<T>]. kIndex counts the
-/// accumulators, kVectors to a row; index sequences, because g++ does not keep a looped-over array in
-/// registers reliably.
+/// One tile. kIndex counts the accumulators, kVectors to a row; index sequences, because g++ does not keep a
+/// looped-over array in registers reliably.
 template <int kVectors, class T, size_t... kIndex, size_t... kVector>
-HWY_INLINE void tile(std::index_sequence<kIndex...>, std::index_sequence<kVector...>, const T* HWY_RESTRICT a,
-                     const T* HWY_RESTRICT b, int64_t depth, const TileTarget<T>& to) {
+HWY_INLINE void tile(std::index_sequence<kIndex...>, std::index_sequence<kVector...>, TileOperand<T> left,
+                     TileOperand<T> right, int64_t depth, const TileTarget<T>& to) {
   const hn::ScalableTag<T> d;
   using V = hn::Vec<decltype(d)>;
   constexpr int64_t kLanes = kVectorLanes<T>;
   for (int64_t i = 0; i < to.rows; ++i) {
     for (int64_t j = 0; j < to.cols; j += 64 / sizeof(T)) hwy::Prefetch(to.c + i * to.ldc + j);
   }
+  const T* HWY_RESTRICT a = left.data;
+  const T* HWY_RESTRICT b = right.data;
   V sums[] = {((void)kIndex, hn::Zero(d))...};
-  for (int64_t p = 0; p < depth; ++p) {
-    V columns[] = {hn::Load(d, b + p * kTileCols<T> + static_cast<int64_t>(kVector) * kLanes)...};
+  for (int64_t p = 0; p < depth; ++p, a += left.step, b += right.step) {
+    V columns[] = {hn::Load(d, b + static_cast<int64_t>(kVector) * kLanes)...};
     (keep_in_register(columns[kVector]), ...);
-    ((sums[kIndex] = hn::MulAdd(hn::Set(d, a[p * kTileRows + static_cast<int64_t>(kIndex / kVectors)]),
+    ((sums[kIndex] = hn::MulAdd(hn::Set(d, a[static_cast<int64_t>(kIndex / kVectors)]),
                                 columns[kIndex % kVectors], sums[kIndex])),
      ...);
   }
@@ -187,7 +195,7 @@ HWY_INLINE void tile(std::index_sequence<kIndex...>, std::index_sequence<kVector
 }
 
 template <int kRows, class T>
-HWY_INLINE void tile_of_rows(const T* a, const T* b, int64_t depth, const TileTarget<T>& to) {
+HWY_INLINE void tile_of_rows(TileOperand<T> a, TileOperand<T> b, int64_t depth, const TileTarget<T>& to) {
   const int64_t vectors = (to.cols + kVectorLanes<T> - 1) / kVectorLanes<T>;
   const auto run = [&]<int kVectors>() HWY_ATTR {
     tile<kVectors>(std::make_index_sequence<kRows * kVectors>(), std::make_index_sequence<kVectors>(), a, b,
@@ -201,9 +209,10 @@ HWY_INLINE void tile_of_rows(const T* a, const T* b, int64_t depth, const TileTa
 }
 
 /// A tile of any size up to kTileRows x kTileCols<T>. Every element is summed over k in order, whatever the
-/// tile's size and its place in the tile.
+/// tile's size and its place in the tile. Of a, rows up to the next multiple of 4 are read, of b whole
+/// vectors.
 template <class T>
-HWY_NOINLINE void compute_tile(const T* a, const T* b, int64_t depth, const TileTarget<T>& to) {
+HWY_NOINLINE void compute_tile(TileOperand<T> a, TileOperand<T> b, int64_t depth, const TileTarget<T>& to) {
   if constexpr (kTileRows > 4) {
     if (to.rows > 8) return tile_of_rows<12>(a, b, depth, to);
     if (to.rows > 4) return tile_of_rows<8>(a, b, depth, to);

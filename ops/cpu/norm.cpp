@@ -145,19 +145,27 @@ void forward(const LayerNormForward& args) {
   });
 }
 
+/// Rows whose sums make one partial row: the most that layer_norm_rows_per_partial allows, since threads are
+/// few.
+constexpr int64_t kRowsPerPartial = 64;
+
+int64_t count_partials(int64_t rows) {
+  return (rows + kRowsPerPartial - 1) / kRowsPerPartial;
+}
+
 /// The rows of partial p, and their sums where they are asked for.
 template <class T>
 void backward_partial(const LayerNormBackward& args, int64_t p) {
   T *dweight = nullptr, *dbias = nullptr;
   if (args.partials != nullptr) {
     dweight = static_cast<T*>(args.partials) + p * args.cols;
-    dbias = dweight + layer_norm_partials(args.rows) * args.cols;
+    dbias = dweight + count_partials(args.rows) * args.cols;
     std::fill_n(dweight, args.cols, T(0));
     std::fill_n(dbias, args.cols, T(0));
   }
-  const int64_t end = std::min(args.rows, (p + 1) * kLayerNormRowsPerPartial);
+  const int64_t end = std::min(args.rows, (p + 1) * kRowsPerPartial);
   const bool stream = may_stream<T>(args.dx, args.rows, args.cols);
-  for (int64_t row = p * kLayerNormRowsPerPartial; row < end; ++row) {
+  for (int64_t row = p * kRowsPerPartial; row < end; ++row) {
     backward_row(args, row, dweight, dbias, stream);
   }
   hwy::FlushStream();
@@ -165,8 +173,8 @@ void backward_partial(const LayerNormBackward& args, int64_t p) {
 
 template <class T>
 void backward(const LayerNormBackward& args) {
-  const int64_t count = layer_norm_partials(args.rows);
-  const int64_t grain = rows_per_thread(args.cols * kLayerNormRowsPerPartial);
+  const int64_t count = count_partials(args.rows);
+  const int64_t grain = rows_per_thread(args.cols * kRowsPerPartial);
   parallel_for(count, grain, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) backward_partial<T>(args, p);
   });

@@ -72,6 +72,23 @@ TEST_CASE("profilers nest, and see only their own time and thread") {
   CHECK(outer.kernels().empty());
 }
 
+TEST_CASE("a profiler's observer sees every call on its own, as it ends") {
+  std::vector<KernelProfile> calls;
+  const Profiler profiler([&](const KernelProfile& call) { calls.push_back(call); });
+  ELWISE_DISPATCH(kCpu, nap, {.dtype = DType::f64, .milliseconds = 2});
+  REQUIRE(calls.size() == 1);
+  ELWISE_DISPATCH(kMeta, conversion, {.from = DType::bf16});
+  ELWISE_DISPATCH(kCpu, nap, {.dtype = DType::f64, .milliseconds = 0});
+  REQUIRE(calls.size() == 3);
+  CHECK(calls[0].kernel == "nap");
+  CHECK(calls[0].dtype == DType::f64);
+  CHECK(calls[0].seconds >= 0.002);
+  CHECK(calls[1].kernel == "conversion");
+  CHECK(calls[2].calls == 1);
+  CHECK(calls[2].cost.bytes_read == 20);
+  CHECK(profiler.kernels().at(0).calls == 2);
+}
+
 TEST_CASE("the roofline bounds work by its bytes or its operations, whichever takes longer") {
   const Roofline roofline{
       .copy_bytes_per_s = 100, .f64_flops_per_s = 10, .f32_flops_per_s = 20, .bf16_flops_per_s = 40};

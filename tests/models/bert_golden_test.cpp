@@ -21,8 +21,19 @@ constexpr Tolerance kGoldenTolerance{1e-11, 1e-11};
 
 constexpr int64_t kLabels = 3;
 
+/// On the test device.
 Tensors golden(const std::string& name) {
-  return load_safetensors(std::string(ELWISE_SOURCE_DIR) + "/tests/models/golden/" + name + ".safetensors");
+  Tensors tensors =
+      load_safetensors(std::string(ELWISE_SOURCE_DIR) + "/tests/models/golden/" + name + ".safetensors");
+  for (auto& [key, tensor] : tensors) tensor = to(tensor, test_device());
+  return tensors;
+}
+
+/// The parameters that the golden run started from.
+Tensors initial_parameters(const std::string& attention) {
+  Tensors parameters = golden("initial");
+  if (attention == "aft") parameters.merge(golden("initial-aft"));
+  return parameters;
 }
 
 /// The mechanism whose golden values this one must reach: another form of one computes the same.
@@ -41,7 +52,7 @@ models::BertConfig small_config(const std::string& attention, bool causal, DType
           .attention_dropout = 0,
           .attention = nn::Mechanism::parse(attention),
           .causal = causal,
-          .options = {.dtype = dtype}};
+          .options = {.dtype = dtype, .device = test_device()}};
 }
 
 /// Both heads on one encoder: what the golden loss is made of.
@@ -83,7 +94,7 @@ void check_case(const std::string& attention, bool causal, bool padded) {
   CAPTURE(name);
   const Tensors expected = golden(values_of_mechanism(attention) + variant), inputs = golden("inputs");
   PretrainingModel model(small_config(attention, causal, DType::f64));
-  const nn::LoadReport report = nn::load_parameters(model, golden("initial"));
+  const nn::LoadReport report = nn::load_parameters(model, initial_parameters(attention));
   CHECK(report.missing.empty());
   CHECK(report.unexpected.empty());
   const auto check = [&](const std::string& what, const Tensor& actual) {
@@ -114,7 +125,7 @@ void check_case(const std::string& attention, bool causal, bool padded) {
 }  // namespace
 
 TEST_CASE("hidden states, loss, gradients and ten AdamW steps equal PyTorch's in f64") {
-  for (const char* attention : {"sa", "sa-tiled", "ea", "ea-2", "ea-6"}) {
+  for (const char* attention : {"sa", "sa-tiled", "la", "aft", "ea", "ea-2", "ea-6"}) {
     for (const bool causal : {false, true}) {
       for (const bool padded : {false, true}) check_case(attention, causal, padded);
     }
@@ -122,11 +133,11 @@ TEST_CASE("hidden states, loss, gradients and ten AdamW steps equal PyTorch's in
 }
 
 TEST_CASE("f32 hidden states and gradients equal PyTorch's f64 ones within f32's tolerance") {
-  for (const char* attention : {"sa", "sa-tiled", "ea", "ea-2", "ea-6"}) {
+  for (const char* attention : {"sa", "sa-tiled", "la", "aft", "ea", "ea-2", "ea-6"}) {
     const Tensors expected = golden(values_of_mechanism(attention) + "-causal-padded"),
                   inputs = golden("inputs");
     PretrainingModel model(small_config(attention, true, DType::f32));
-    nn::load_parameters(model, golden("initial"));
+    nn::load_parameters(model, initial_parameters(attention));
     const Losses first = forward(model, inputs, true);
     check_close(values_of(first.hidden.back()), values_of(expected.at("hidden.2")), kF32Tolerance, attention);
     first.loss.backward();

@@ -16,7 +16,7 @@
 namespace elwise::testing {
 namespace {
 
-models::BertConfig tiny(const std::string& attention, Device device = kCpu) {
+models::BertConfig tiny(const std::string& attention, Device device = test_device()) {
   return {.vocabulary = 211,
           .hidden = 48,
           .layers = 2,
@@ -69,7 +69,7 @@ StepResult train(const models::BertConfig& config, int64_t batch, int64_t length
     flops = cost_totals().flops - before;
   }
   StepResult result{memory_stats(device), flops, {}};
-  if (device == kCpu) {
+  if (device != kMeta) {
     for (const Tensor& parameter : model.parameters()) {
       const Values values = values_of(parameter.detach());
       result.parameters.insert(result.parameters.end(), values.begin(), values.end());
@@ -78,15 +78,27 @@ StepResult train(const models::BertConfig& config, int64_t batch, int64_t length
   return result;
 }
 
-const std::vector<std::string> kMechanisms = {"sa",  "sa-tiled", "ea", "ea-2", "ea-6", "ea-series-composed-6",
-                                              "none"};
+const std::vector<std::string> kMechanisms = {
+    "sa", "sa-tiled", "la", "aft", "ea", "ea-2", "ea-6", "ea-series-composed-6", "none"};
 
 }  // namespace
 
-TEST_CASE("BERT-base has exactly 109,482,240 parameters with SA and with EA") {
-  for (const char* attention : {"sa", "ea", "ea-2", "ea-6"}) {
-    const models::Bert model({.attention = nn::Mechanism::parse(attention), .options = {.device = kMeta}});
-    CHECK(model.parameter_count() == 109'482'240);
+TEST_CASE("BERT-base has exactly 109,482,240 parameters, and with AFT its biases") {
+  const auto count = [](const char* attention) {
+    const models::BertConfig config{.attention = nn::Mechanism::parse(attention),
+                                    .options = {.device = kMeta}};
+    return models::Bert(config).parameter_count();
+  };
+  for (const char* attention : {"sa", "la", "ea", "ea-2", "ea-6"}) CHECK(count(attention) == 109'482'240);
+  CHECK(count("aft") == 109'482'240 + 12 * 512 * 512);
+}
+
+TEST_CASE("a new model's biases are 0, its tables are not, AFT's position biases among them") {
+  const models::Bert model(tiny("aft"));
+  for (const auto& [name, parameter] : model.named_parameters()) {
+    const Values values = values_of(parameter.detach());
+    const bool all_zero = std::ranges::all_of(values, [](double value) { return value == 0; });
+    CHECK_MESSAGE(all_zero == name.ends_with(".bias"), name);
   }
 }
 
@@ -98,20 +110,20 @@ TEST_CASE("a longer sequence enlarges the position table, and above 8192 positio
   CHECK(base.for_length(16384).positions == 16384);
 }
 
-TEST_CASE("meta counts the CPU's peak memory to the byte, and the same FLOPs") {
+TEST_CASE("meta counts the device's peak memory to the byte, and the same FLOPs") {
   for (const std::string& attention : kMechanisms) {
     for (const auto& [batch, length] : {std::pair<int64_t, int64_t>{1, 64}, {3, 17}, {2, 33}}) {
       for (const bool checkpointed : {false, true}) {
-        const StepResult cpu = train(tiny(attention), batch, length, checkpointed);
+        const StepResult real = train(tiny(attention), batch, length, checkpointed);
         const StepResult meta = train(tiny(attention, kMeta), batch, length, checkpointed);
         CAPTURE(attention);
         CAPTURE(length);
         CAPTURE(checkpointed);
-        CHECK(meta.memory.total.peak == cpu.memory.total.peak);
+        CHECK(meta.memory.total.peak == real.memory.total.peak);
         for (size_t tag = 0; tag < kMemoryTags; ++tag) {
-          CHECK(meta.memory.by_tag[tag].peak == cpu.memory.by_tag[tag].peak);
+          CHECK(meta.memory.by_tag[tag].peak == real.memory.by_tag[tag].peak);
         }
-        CHECK(meta.flops == cpu.flops);
+        CHECK(meta.flops == real.flops);
       }
     }
   }
@@ -133,7 +145,7 @@ TEST_CASE("training gives the same bits with any thread count, and from run to r
 }
 
 TEST_CASE("checkpointed layers train to the same bits in less memory") {
-  for (const char* attention : {"sa", "ea-6"}) {
+  for (const char* attention : {"sa", "la", "aft", "ea-6"}) {
     CHECK(train(tiny(attention), 2, 33).parameters == train(tiny(attention), 2, 33, true).parameters);
     const models::BertConfig base{.attention = nn::Mechanism::parse(attention), .options = {.device = kMeta}};
     const auto activations = [&](bool checkpointed) {
@@ -204,15 +216,19 @@ TEST_CASE("parameter names are Hugging Face's") {
 
 TEST_CASE(
     "outputs of a causal model do not change when later tokens do, and batch rows do not affect each other") {
-  for (const char* attention : {"sa", "ea", "ea-6"}) {
+  for (const char* attention : {"sa", "la", "aft", "ea", "ea-6"}) {
     models::BertConfig config = tiny(attention);
     config.causal = true;
     models::Bert model(config);
     model.eval();
-    Batch data = batch_of(2, 20, kCpu);
-    const Values before = values_of(model.forward(data.input).detach());
-    data.input.tokens.data<int64_t>()[12] = 5;  // row 0, position 12
-    const Values after = values_of(model.forward(data.input).detach());
+    const Tensor tokens = batch_of(2, 20, kCpu).input.tokens;
+    const auto outputs = [&] {
+      const models::BertInput input{.tokens = to(tokens, test_device()), .token_types = {}, .key_mask = {}};
+      return values_of(model.forward(input));
+    };
+    const Values before = outputs();
+    tokens.data<int64_t>()[12] = 5;  // row 0, position 12
+    const Values after = outputs();
     for (size_t i = 0; i < before.size(); ++i) {
       const bool may_change = i >= 12 * 48 && i < 20 * 48;
       if (!may_change) CHECK(before[i] == after[i]);
@@ -226,7 +242,7 @@ TEST_CASE("bad sizes and too many tokens give clear errors") {
       [] { models::Bert(models::BertConfig{.hidden = 10, .heads = 3, .options = {.device = kMeta}}); },
       "attention: expected heads that divide hidden size 10, got 3");
   const models::Bert model(tiny("ea-6"));
-  check_error([&] { model.forward(batch_of(1, 65, kCpu).input); },
+  check_error([&] { model.forward(batch_of(1, 65, test_device()).input); },
               "bert: expected at most 64 tokens, got 65 (BertConfig::for_length makes room)");
 }
 

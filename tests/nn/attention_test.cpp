@@ -3,9 +3,11 @@
 #include <cmath>
 #include <map>
 
+#include "ops/aft.h"
 #include "ops/ea.h"
 #include "ops/ea_series.h"
 #include "ops/elementwise.h"
+#include "ops/linear_attention.h"
 #include "ops/matmul.h"
 #include "ops/reduce.h"
 #include "ops/softmax_attention.h"
@@ -21,15 +23,16 @@ using testing::uniform;
 using testing::Values;
 using testing::values_of;
 
-constexpr int64_t kBatch = 2, kLength = 5, kHidden = 6;
+constexpr int64_t kBatch = 2, kLength = 5, kHidden = 6, kPositions = 7;
 
-const std::vector<std::string> kNames{"sa",  "sa-tiled", "ea", "ea-0", "ea-2", "ea-6", "ea-series-composed-2",
-                                      "none"};
+const std::vector<std::string> kNames{
+    "sa", "sa-tiled", "la", "aft", "ea", "ea-0", "ea-2", "ea-6", "ea-series-composed-2", "none"};
 
 AttentionConfig config_of(const std::string& name, bool causal = false, DType dtype = DType::f64) {
   return {.mechanism = Mechanism::parse(name),
           .hidden = kHidden,
           .heads = 2,
+          .positions = kPositions,
           .causal = causal,
           .options = {.dtype = dtype}};
 }
@@ -43,6 +46,8 @@ TEST_CASE("every mechanism has a name that parses") {
   using Kind = Mechanism::Kind;
   CHECK(Mechanism::parse("sa") == Mechanism{Kind::sa});
   CHECK(Mechanism::parse("sa-tiled") == Mechanism{Kind::sa_tiled});
+  CHECK(Mechanism::parse("la") == Mechanism{Kind::la});
+  CHECK(Mechanism::parse("aft") == Mechanism{Kind::aft});
   CHECK(Mechanism::parse("ea") == Mechanism{Kind::ea});
   CHECK(Mechanism::parse("none") == Mechanism{Kind::none});
   for (int order = 0; order <= 16; order += 2) {
@@ -57,10 +62,11 @@ TEST_CASE("any other name is an error that lists them") {
   for (const std::string name :
        {"", "SA", "softmax", "sa ", "sa-", "sa-tiled-2", "ea-", "ea-x", "ea-2x", "ea-2.0", "ea--", "ea-+2",
         "ea-series-composed", "ea-series-composed-", "ea-99999999999999999999", "none-2"}) {
-    check_error([&] { Mechanism::parse(name); },
-                "attention: expected sa, sa-tiled, ea, ea-N or ea-series-composed-N (N even, 0 .. 16), or "
-                "none, got '" +
-                    name + "'");
+    check_error(
+        [&] { Mechanism::parse(name); },
+        "attention: expected sa, sa-tiled, la, aft, ea, ea-N or ea-series-composed-N (N even, 0 .. 16), or "
+        "none, got '" +
+            name + "'");
   }
   for (const auto& [name, order] : {std::pair{"ea-1", "1"},
                                     {"ea-3", "3"},
@@ -125,6 +131,10 @@ TEST_CASE("the mechanism works on the projections of x") {
       if (mechanism.kind == Mechanism::Kind::sa) expected = softmax_attention(q, k, v, 2, options);
       if (mechanism.kind == Mechanism::Kind::sa_tiled)
         expected = softmax_attention_tiled(q, k, v, 2, options);
+      if (mechanism.kind == Mechanism::Kind::la) expected = linear_attention(q, k, v, 2, options);
+      if (mechanism.kind == Mechanism::Kind::aft) {
+        expected = aft(q, k, v, parameters.at("position_bias"), options);
+      }
       if (mechanism.kind == Mechanism::Kind::ea) expected = ea(q, k, v, options);
       if (mechanism.kind == Mechanism::Kind::ea_series ||
           mechanism.kind == Mechanism::Kind::ea_series_composed) {
@@ -148,6 +158,42 @@ TEST_CASE("none has only the parameters of the value projection") {
                                                      "value.weight", "value.bias"});
 }
 
+TEST_CASE("aft has a bias for each pair of positions, normal with deviation 0.02") {
+  AttentionConfig config = config_of("aft", false, DType::f32);
+  config.positions = 300;
+  const SelfAttention attention(config);
+  const auto [name, bias] = attention.named_parameters().front();
+  CHECK(name == "position_bias");
+  CHECK(bias.shape() == Shape{300, 300});
+  double mean = 0, square = 0;
+  for (const double value : values_of(bias.detach())) {
+    mean += value / 90'000;
+    square += value * value / 90'000;
+  }
+  CHECK(std::fabs(mean) < 4 * 0.02 / 300);
+  CHECK(std::fabs(std::sqrt(square) - 0.02) < 0.0003);
+}
+
+TEST_CASE("aft needs a bias for every position") {
+  AttentionConfig config = config_of("aft");
+  const SelfAttention attention(config);
+  check_error(
+      [&] {
+        attention.forward(uniform({1, kPositions + 1, kHidden}));
+      },
+      "aft: expected position_bias [positions, positions] for 8 positions or more, got [7, 7]");
+  for (const int64_t positions : {int64_t{0}, kLongestPositionBias + 1}) {
+    config.positions = positions;
+    check_error(
+        [&] { SelfAttention{config}; },
+        "attention: aft learns a bias for each pair of positions: expected 1 .. 8192 positions, got " +
+            std::to_string(positions));
+    config.mechanism = Mechanism::parse("la");
+    CHECK_NOTHROW(SelfAttention{config});
+    config.mechanism = Mechanism::parse("aft");
+  }
+}
+
 TEST_CASE("dropout concerns softmax attention, while training") {
   const Tensor x = uniform({kBatch, kLength, kHidden});
   const auto changes = [&](const std::string& name, bool training) {
@@ -161,6 +207,8 @@ TEST_CASE("dropout concerns softmax attention, while training") {
     CHECK(changes(name, true));
     CHECK_FALSE(changes(name, false));
   }
+  CHECK_FALSE(changes("la", true));
+  CHECK_FALSE(changes("aft", true));
   CHECK_FALSE(changes("ea", true));
   CHECK_FALSE(changes("ea-2", true));
 }

@@ -29,7 +29,7 @@ TEST_CASE("values and gradients, along every dimension") {
       }
     }
     check_op(cumsum_test({2, 3, 5}, -2, reverse));
-    for (const Shape& shape : {Shape{51, 1027}, Shape{1027, 51}, Shape{17, 1027, 3}}) {
+    for (const Shape& shape : {Shape{51, 1027}, Shape{1027, 51}, Shape{17, 1027, 3}, Shape{3, 700, 64}}) {
       for (int dim = 0; dim < shape.rank(); ++dim) check_op(cumsum_test(shape, dim, reverse));
     }
     check_op(cumsum_test({52'377}, 0, reverse));
@@ -38,11 +38,12 @@ TEST_CASE("values and gradients, along every dimension") {
 }
 
 TEST_CASE("a NaN spoils only what comes after it in its own line") {
-  for (const DType dtype : {DType::f32, DType::f64}) {
+  for (const DType dtype : test_dtypes()) {
     for (const bool reverse : {false, true}) {
       Values values(3 * 63, 1);
       values[63 + 20] = NAN;
-      const Values y = values_of(cumsum(cast(from_vector(values, {3, 63}), dtype), 1, reverse));
+      const Tensor x = cast(to(from_vector(values, {3, 63}), test_device()), dtype);
+      const Values y = values_of(cumsum(x, 1, reverse));
       for (int64_t row = 0; row < 3; ++row) {
         for (int64_t i = 0; i < 63; ++i) {
           const bool spoilt = row == 1 && (reverse ? i <= 20 : i >= 20);

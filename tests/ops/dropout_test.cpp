@@ -51,9 +51,9 @@ TEST_CASE("dropout: element i is kept by word i of the stream, in backward too")
 
 TEST_CASE("dropout keeps 1 - p of the elements and the mean") {
   for (const double p : {0.01, 0.1, 0.5, 0.9}) {
-    for (const DType dtype : {DType::f32, DType::f64}) {
+    for (const DType dtype : test_dtypes()) {
       Generator generator(kSeed);
-      const Tensor x = ones({kLargeCount}, {.dtype = dtype}).set_requires_grad();
+      const Tensor x = ones({kLargeCount}, {.dtype = dtype, .device = test_device()}).set_requires_grad();
       const Tensor y = dropout(x, p, generator);
       double kept = 0;
       const Values values = values_of(y);
@@ -68,7 +68,7 @@ TEST_CASE("dropout keeps 1 - p of the elements and the mean") {
 
 TEST_CASE("dropout draws anew at every call") {
   Generator generator(kSeed);
-  const Tensor x = ones({1027});
+  const Tensor x = ones({1027}, {.device = test_device()});
   const Values first = values_of(dropout(x, 0.5, generator));
   CHECK(generator.state().offset == 257);  // 1027 words, in whole blocks of four
   CHECK(values_of(dropout(x, 0.5, generator)) != first);
@@ -80,15 +80,15 @@ TEST_CASE("dropout draws anew at every call") {
 
 TEST_CASE("dropout of 0 is x itself and draws nothing") {
   Generator generator(kSeed);
-  const Tensor x = uniform({3});
+  const Tensor x = to(uniform({3}), test_device());
   CHECK(dropout(x, 0, generator).is_same(x));
   CHECK(generator.state().offset == 0);
 }
 
-TEST_CASE("meta moves the generator on as the CPU does") {
+TEST_CASE("meta moves the generator on as the CPU and a GPU do") {
   for (const int64_t size : kOddSizes) {
     Generator generator(kSeed), meta_generator(kSeed);
-    const Tensor x = ones({size}), meta = to(x, kMeta);
+    const Tensor x = ones({size}, {.device = test_device()}), meta = to(x, kMeta);
     dropout(x, 0.5, generator);
     fill_normal(x, 0, 1, generator);
     dropout(meta, 0.5, meta_generator);
@@ -138,11 +138,12 @@ TEST_CASE("fill_uniform and fill_normal: element i comes from word i, for any th
         expected.push_back(
             each.naive(uniform01(stream.word(even)), uniform01(stream.word(even + 1)), i % 2 == 1));
       }
-      for (const DType dtype : {DType::f32, DType::f64}) {
+      for (const DType dtype : test_dtypes()) {
         Values first;
         for (const int count : {1, 2, 3}) {
           set_num_threads(count);
-          const Tensor buffer = full({size + 2}, 7, {.dtype = dtype}), x = buffer.alias({size}, 1);
+          const Tensor buffer = full({size + 2}, 7, {.dtype = dtype, .device = test_device()});
+          const Tensor x = buffer.alias({size}, 1);
           const int64_t version = x.storage()->version();
           Generator generator = generator_after(12);
           each.fill(x, generator);
@@ -152,7 +153,7 @@ TEST_CASE("fill_uniform and fill_normal: element i comes from word i, for any th
           if (count == 1) first = drawn;
           CHECK(drawn == first);
           CHECK((all.front() == 7 && all.back() == 7));
-          check_close(drawn, expected, dtype == DType::f32 ? kF32Tolerance : kF64Tolerance, each.name);
+          check_close(drawn, expected, tolerance_of(dtype), each.name);
         }
       }
     }
@@ -176,7 +177,8 @@ void check_mean(const Values& values, const std::function<double(double)>& f, do
 TEST_CASE("moments of the uniform and the normal distribution") {
   for (const DType dtype : {DType::f32, DType::f64}) {
     Generator generator(kSeed);
-    const Values flat = values_of(rand({kLargeCount}, {.dtype = dtype}, generator));
+    const TensorOptions options{.dtype = dtype, .device = test_device()};
+    const Values flat = values_of(rand({kLargeCount}, options, generator));
     CHECK(*std::min_element(flat.begin(), flat.end()) >= 0);
     CHECK(*std::max_element(flat.begin(), flat.end()) < 1);
     check_mean(
@@ -186,7 +188,7 @@ TEST_CASE("moments of the uniform and the normal distribution") {
     check_mean(
         flat, [](double u) { return u < 0.125 ? 1 : 0; }, 0.125, "uniform: lowest eighth");
 
-    const Values normal = values_of(randn({kLargeCount}, {.dtype = dtype}, generator));
+    const Values normal = values_of(randn({kLargeCount}, options, generator));
     for (const auto& [power, moment] : {std::pair{1, 0.0}, {2, 1.0}, {3, 0.0}, {4, 3.0}, {6, 15.0}}) {
       check_mean(
           normal, [=](double x) { return std::pow(x, power); }, moment, "normal: moment");

@@ -118,6 +118,8 @@ void check_extreme(const ExtremeCase& extremes, const EaSeriesAccuracy& accuracy
 
 TEST_CASE("large, small and far inputs: finite, within the values, exact") {
   for (const EaSeriesAccuracy& accuracy : kEaSeriesAccuracy) {
+    // All orders are one source; an emulated GPU is slow.
+    if (test_device() != kCpu && accuracy.order != 2 && accuracy.order != 6 && accuracy.order != 16) continue;
     for (const ExtremeCase& extremes : kExtremes) {
       for (const bool causal : kCausal) {
         for (const Course course : {Course::any, Course::falling, Course::rising}) {

@@ -65,7 +65,10 @@ TEST_CASE("channels of many vectors") {
 }
 
 TEST_CASE("later tokens, other batch entries and hidden keys do not matter") {
-  for (const int order : {0, 2, 6, 16}) check_attention_properties(ea_series_attention(order));
+  for (const int order : {6, 0, 2, 16}) {
+    check_attention_properties(ea_series_attention(order));
+    if (test_device() != kCpu) break;  // all orders are one source; an emulated GPU is slow
+  }
 }
 
 TEST_CASE("a NaN stays in its channel") {
@@ -105,8 +108,10 @@ TEST_CASE("the composed form: values and gradients") {
     for (const bool causal : kCausal) {
       for (const Visible visible : {Visible::all, Visible::right_padded}) {
         for (const Shape& shape : {Shape{2, 5, 3}, Shape{1, 33, 17}}) {
-          check_op(attention_test(ea_series_attention(order, ea_series_composed), shape, causal, visible,
-                                  kModerate));
+          OpTest test = attention_test(ea_series_attention(order, ea_series_composed), shape, causal, visible,
+                                       kModerate);
+          test.in_bf16 = false;  // powers that are rounded one by one leave few digits
+          check_op(test);
         }
       }
     }

@@ -28,9 +28,9 @@ TEST_CASE("values and gradients for every mask") {
   }
 }
 
-TEST_CASE("more queries than a tile holds, and channels of many vectors") {
+TEST_CASE("more queries than a tile holds, and channels of many vectors and blocks") {
   for (const bool causal : {false, true}) {
-    for (const Shape& shape : {Shape{1, 515, 2}, Shape{2, 5, 515}}) {
+    for (const Shape& shape : {Shape{1, 515, 2}, Shape{2, 5, 515}, Shape{2, 70, 40}}) {
       const OpTest test = attention_test(full_ea(), shape, causal, Visible::random, 2);
       check_op(test);
       check_direction(test);
@@ -55,7 +55,7 @@ TEST_CASE("values and gradients keep their digits however far queries and keys a
   const FarCase cases[] = {{0, 0, 4},      {0, 0, 50},      {0, 0, 1e4},   {0, 1e4, 1},       {1e4, 0, 1},
                            {-1e4, 1e4, 1}, {1e4, 1e4, 1},   {0, 30, 1},    {0, -1000, 1},     {5, -5, 2},
                            {0, 1e6, 1e3},  {1e-3, 1e-3, 0}, {1e4, 1e4, 0}, {1e4, 1e-3, 1e-3}, {3, 0, 1e-6}};
-  const Shape shape{2, 65, 5};
+  const Shape shape{2, 65, 8};
   for (const FarCase& far : cases) {
     for (const DType dtype : {DType::f64, DType::f32}) {
       for (const bool causal : {false, true}) {
@@ -87,10 +87,12 @@ TEST_CASE("a query on one key of many that are far takes that key's value") {
     positions.push_back(static_cast<double>(100 * ((j * 50) % length)));
     values.push_back(static_cast<double>(j));
   }
-  const Tensor k = from_vector(positions, {1, length, 1}), v = from_vector(values, {1, length, 1});
+  const Tensor x = from_vector(positions, {1, length, 1});
   for (const DType dtype : {DType::f64, DType::f32}) {
-    CHECK(values_of(ea(cast(k, dtype), cast(k, dtype), cast(v, dtype))) == values);
-    CHECK(values_of(ea(cast(k + 30.0, dtype), cast(k, dtype), cast(v, dtype))) == values);
+    const auto on_device = [=](const Tensor& t) { return to(cast(t, dtype), test_device()); };
+    const Tensor k = on_device(x), v = on_device(from_vector(values, x.shape()));
+    CHECK(values_of(ea(k, k, v)) == values);
+    CHECK(values_of(ea(on_device(x + 30.0), k, v)) == values);
   }
 }
 

@@ -51,6 +51,9 @@ const std::vector<ShapePair> kShapePairs{
     {{2, 1, 3, 1, 5}, {2, 1, 2, 1}},                    //
     {{1, 1, 2, 1, 2, 1, 2, 1}, {2, 1, 2, 1, 2, 1, 2}},  // the highest rank
     {{2, 3, 5}, {2, 3, 5}},                             // dense
+    {{5, 3, 16}, {16}},                                 // in whole vectors of a GPU
+    {{5, 3, 16}, {3, 1}},                               //
+    {{3, 1, 16}, {2, 1}},                               //
     {{0}, {1}},                                         // nothing
     {{0, 3}, {3}},                                      //
     {{2, 1}, {1, 0}},                                   //
@@ -69,15 +72,22 @@ OpTest test_of(const BinaryCase& binary, const Tensor& a, const Tensor& b) {
               }};
 }
 
+/// The op on inputs of these shapes which have no element in common; a divisor is not so small that its
+/// gradient is the difference of large numbers.
+OpTest test_of(const BinaryCase& binary, const Shape& a, const Shape& b) {
+  const Tensor divisor_or_any = binary.kind == BinaryOp::div ? uniform_beside(0, 1, b) : on_grid(b, 1.0 / 16);
+  return test_of(binary, on_grid(a), divisor_or_any);
+}
+
 TEST_CASE("binary ops broadcast, with the gradients summed back") {
   for (const BinaryCase& binary : binary_cases()) {
     for (const auto& [a, b] : kShapePairs) {
-      check_op_variants(test_of(binary, on_grid(a), on_grid(b, 1.0 / 16)));
-      check_op(test_of(binary, on_grid(b), on_grid(a, 1.0 / 16)));
+      check_op_variants(test_of(binary, a, b));
+      check_op(test_of(binary, b, a));
     }
     for (const int64_t size : kOddSizes) {
-      check_op_variants(test_of(binary, on_grid({size}), on_grid({size}, 1.0 / 16)));
-      check_op_variants(test_of(binary, on_grid({3, size}), on_grid({size}, 1.0 / 16)));
+      check_op_variants(test_of(binary, Shape{size}, Shape{size}));
+      check_op_variants(test_of(binary, Shape{3, size}, Shape{size}));
     }
   }
 }
@@ -90,7 +100,7 @@ TEST_CASE("binary ops split a large tensor among threads") {
                                {{51, 1027}, {51, 1027}},
                                {{1027, 1}, {51}},
                                {{}, {52'377}}}) {
-      check_op(test_of(binary, on_grid(a), on_grid(b, 1.0 / 16)));
+      check_op(test_of(binary, a, b));
     }
   }
 }
@@ -110,10 +120,10 @@ TEST_CASE("binary ops: NaN, infinities and zeros") {
   for (const BinaryCase& binary : binary_cases()) {
     for (const double a : edges) {
       for (const double b : edges) {
-        for (const DType dtype : {DType::f32, DType::f64}) {
-          const Tensor y = binary.op(full({19}, a, {.dtype = dtype}), full({19}, b, {.dtype = dtype}));
-          check_close(values_of(y), Values(19, naive::binary(binary.kind, a, b)),
-                      dtype == DType::f32 ? kF32Tolerance : kF64Tolerance,
+        for (const DType dtype : test_dtypes()) {
+          const TensorOptions options{.dtype = dtype, .device = test_device()};
+          const Tensor y = binary.op(full({19}, a, options), full({19}, b, options));
+          check_close(values_of(y), Values(19, naive::binary(binary.kind, a, b)), tolerance_of(dtype),
                       binary.name + " of " + std::to_string(a) + " and " + std::to_string(b));
         }
       }
@@ -123,10 +133,11 @@ TEST_CASE("binary ops: NaN, infinities and zeros") {
 
 TEST_CASE("maximum and minimum: ties share the gradient") {
   for (const bool larger : {true, false}) {
-    for (const DType dtype : {DType::f32, DType::f64}) {
-      const Tensor a = leaf({1, 2, 3, -0.0}, {4}, dtype), b = leaf({2, 2, 1, 0.0}, {4}, dtype);
+    for (const DType dtype : test_dtypes()) {
+      const Tensor a = leaf({1, 2, 3, -0.0}, {4}, dtype, test_device());
+      const Tensor b = leaf({2, 2, 1, 0.0}, {4}, dtype, test_device());
       const Tensor y = larger ? maximum(a, b) : minimum(a, b);
-      y.backward(full({4}, 4, {.dtype = dtype}));
+      y.backward(full({4}, 4, y.options()));
       const Values lower{4, 2, 0, 2}, upper{0, 2, 4, 2};
       CHECK(values_of(a.grad()) == (larger ? upper : lower));
       CHECK(values_of(b.grad()) == (larger ? lower : upper));
@@ -141,10 +152,17 @@ Tensor condition_of(const Shape& shape) {
 }
 
 TEST_CASE("where: values and gradients, all three sides broadcast") {
-  const Shape shapes[][3] = {
-      {{}, {}, {}},        {{33}, {33}, {33}},           {{1027}, {1027}, {}}, {{5, 33}, {33}, {5, 1}},
-      {{33}, {5, 1}, {1}}, {{5, 1}, {5, 33}, {33}},      {{}, {31}, {2, 31}},  {{2, 1, 3}, {4, 1}, {2, 4, 3}},
-      {{0, 3}, {3}, {1}},  {{51, 1}, {51, 1027}, {1027}}};
+  const Shape shapes[][3] = {{{}, {}, {}},
+                             {{33}, {33}, {33}},
+                             {{1027}, {1027}, {}},
+                             {{5, 33}, {33}, {5, 1}},
+                             {{33}, {5, 1}, {1}},
+                             {{5, 1}, {5, 33}, {33}},
+                             {{}, {31}, {2, 31}},
+                             {{2, 1, 3}, {4, 1}, {2, 4, 3}},
+                             {{0, 3}, {3}, {1}},
+                             {{51, 1}, {51, 1027}, {1027}},
+                             {{3, 64}, {5, 1, 64}, {3, 1}}};
   for (const auto& [condition, a, b] : shapes) {
     const Shape shape = broadcast("", condition, broadcast("", a, b));
     check_op_variants({.name = "where",
@@ -161,13 +179,16 @@ TEST_CASE("where: values and gradients, all three sides broadcast") {
 }
 
 TEST_CASE("where takes nothing from the side that was not chosen") {
-  const Tensor condition = cast(from_vector<double>({1, 0, 1}, {3}), DType::boolean);
-  const Tensor a = leaf({1, kNan, 3}, {3}), b = leaf({kNan, 5, kInfinity}, {3});
-  const Tensor y = where(condition, a, b);
-  CHECK(values_of(y) == Values{1, 5, 3});
-  y.backward(from_vector<double>({7, 8, 9}, {3}));
-  CHECK(values_of(a.grad()) == Values{7, 0, 9});
-  CHECK(values_of(b.grad()) == Values{0, 8, 0});
+  for (const DType dtype : test_dtypes()) {
+    const auto on_device = [=](const Values& values) { return leaf(values, {3}, dtype, test_device()); };
+    const Tensor condition = cast(on_device({1, 0, 1}), DType::boolean);
+    const Tensor a = on_device({1, kNan, 3}), b = on_device({kNan, 5, kInfinity});
+    const Tensor y = where(condition, a, b);
+    CHECK(values_of(y) == Values{1, 5, 3});
+    y.backward(on_device({7, 8, 9}));
+    CHECK(values_of(a.grad()) == Values{7, 0, 9});
+    CHECK(values_of(b.grad()) == Values{0, 8, 0});
+  }
 }
 
 TEST_CASE("masked_fill") {

@@ -110,31 +110,114 @@ TEST_CASE("gather") {
 TEST_CASE("gradients of repeated indices add up, against plain loops") {
   for (const LookupCase& each : lookup_cases()) {
     if (each.shape[each.dim] == 0) continue;
-    const Tensor x = uniform(each.shape).set_requires_grad();
+    const Tensor x = to(uniform(each.shape), test_device()).set_requires_grad();
     const Values zero(static_cast<size_t>(x.count()), 0);
-    const Tensor index = indices({each.count}, each.shape[each.dim]);
-    const Tensor y = index_select(x, each.dim, index), dy = uniform(y.shape());
+    const Tensor index = to(indices({each.count}, each.shape[each.dim]), test_device());
+    const Tensor y = index_select(x, each.dim, index), dy = to(uniform(y.shape()), test_device());
     y.backward(dy);
-    check_close(values_of(x.grad()),
-                naive::index_select_backward(each.lookup(), values_of(dy), index.to_vector<int64_t>(), zero),
-                kF64Tolerance, "index_select backward");
+    check_close(
+        values_of(x.grad()),
+        naive::index_select_backward(each.lookup(), values_of(dy), to_indices(values_of(index)), zero),
+        kF64Tolerance, "index_select backward");
 
-    const Tensor element_index = indices(y.shape(), each.shape[each.dim]);
+    const Tensor element_index = to(indices(y.shape(), each.shape[each.dim]), test_device());
     check_close(
         values_of(gather_backward(dy, each.shape, x.shape().normalize(each.dim), element_index)),
-        naive::gather_backward(each.lookup(), values_of(dy), element_index.to_vector<int64_t>(), zero),
+        naive::gather_backward(each.lookup(), values_of(dy), to_indices(values_of(element_index)), zero),
         kF64Tolerance, "gather backward");
   }
 }
 
+/// Indices of which some repeat for long: runs of them begin, end and stop in the middle of a GPU's runs.
+Tensor skewed_indices(int64_t count, int64_t size) {
+  Indices values;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t other = (i * i * 31 + i * 7 + 3) % size;
+    values.push_back(i % 3 == 0 ? size / 2 : i % 7 < 5 ? other : other % 5);
+  }
+  return from_vector(values, {count});
+}
+
+TEST_CASE("gradients of skewed indices, one by one and added to earlier ones") {
+  struct Case {
+    int64_t count, size, width;
+  };
+  const Case cases[] = {{1, 1, 4},      {31, 3, 8},     {32, 1, 8},        {33, 1, 8},     {64, 2, 3},
+                        {1024, 300, 4}, {1025, 300, 1}, {3000, 70'000, 4}, {2049, 5, 136}, {700, 30'522, 40}};
+  for (const auto& [count, size, width] : cases) {
+    const Tensor index = to(skewed_indices(count, size), test_device());
+    for (const DType dtype : test_dtypes()) {
+      const Tensor weight =
+          zeros({size, width}, {.dtype = dtype, .device = test_device()}).set_requires_grad();
+      const Tensor dy = cast(to(on_grid({count, width}), test_device()), dtype);
+      for (int time = 0; time < 2; ++time) embedding(weight, index).backward(dy);
+      Values twice = values_of(dy);
+      for (double& value : twice) value *= 2;
+      const Values zero(static_cast<size_t>(weight.count()), 0);
+      check_close(
+          values_of(weight.grad()),
+          naive::index_select_backward({1, size, count, width}, twice, to_indices(values_of(index)), zero),
+          tolerance_of(dtype), detail::concatenate("embedding of ", count, " of ", size), 2);
+    }
+  }
+}
+
+TEST_CASE("gather: gradients of few columns of many elements") {
+  for (const Shape& shape : {Shape{1000}, Shape{3, 700}, Shape{700, 5}, Shape{2, 300, 3}}) {
+    const int dim = shape.rank() == 1 ? 0 : shape[0] > 3 ? 0 : 1;
+    const naive::LookupShape lookup{shape.count_before(dim), 11, shape[dim], shape.count_after(dim)};
+    const Tensor index = to(indices(shape, 11), test_device());
+    for (const DType dtype : test_dtypes()) {
+      const Tensor dy = cast(to(on_grid(shape), test_device()), dtype);
+      const Shape from = shape.with(dim, 11);
+      check_close(values_of(gather_backward(dy, from, dim, index)),
+                  naive::gather_backward(lookup, values_of(dy), to_indices(values_of(index)),
+                                         Values(static_cast<size_t>(from.count()), 0)),
+                  tolerance_of(dtype), "gather backward", 2);
+    }
+  }
+}
+
 TEST_CASE("a row that is looked up many times gets every gradient") {
-  for (const DType dtype : {DType::f32, DType::f64}) {
-    const Tensor weight = ones({3, 33}, {.dtype = dtype}).set_requires_grad();
-    embedding(weight, full({5003}, 1, {.dtype = DType::i64})).backward(ones({5003, 33}, {.dtype = dtype}));
+  for (const DType dtype : test_dtypes()) {
+    const TensorOptions options{.dtype = dtype, .device = test_device()};
+    const Tensor weight = ones({3, 33}, options).set_requires_grad();
+    const Tensor index = full({5003}, 1, {.dtype = DType::i64, .device = test_device()});
+    embedding(weight, index).backward(ones({5003, 33}, options));
+    const Values rounded = values_of(full({33}, 5003, options));
     Values expected(99, 0);
-    std::fill(expected.begin() + 33, expected.begin() + 66, 5003);
+    std::copy(rounded.begin(), rounded.end(), expected.begin() + 33);
     CHECK(values_of(weight.grad()) == expected);
   }
+}
+
+TEST_CASE("an index out of range on a GPU is an error of the next wait") {
+  if (test_device() == kCpu) return;
+  const auto index = [](Indices values) {
+    return to(from_vector(values, {static_cast<int64_t>(values.size())}), test_device());
+  };
+  const Tensor weight = to(uniform({5, 3}), test_device());
+  check_error(
+      [&] {
+        values_of(embedding(weight, index({0, 5, 2})));
+      },
+      "index_select: index 5 at 1 is outside [0, 5)");
+  check_error(
+      [&] {
+        values_of(index_select(to(uniform({2, 5, 3}), test_device()), 1, index({4, 0, -1})));
+      },
+      "index_select: index -1 at 2 is outside [0, 5)");
+  const Tensor columns = to(from_vector<int64_t>({0, 1, 2, 3, 4, 5}, {2, 3}), test_device());
+  check_error([&] { values_of(gather(weight, 0, columns)); }, "gather: index 5 at 5 is outside [0, 5)");
+  for (const DType dtype : {DType::f32, DType::bf16}) {  // a thread for each column, and the sort
+    const Tensor dy = ones({2, 3}, {.dtype = dtype, .device = test_device()});
+    check_error(
+        [&] {
+          values_of(gather_backward(dy, {5, 3}, 0, columns));
+        },
+        "gather: index 5 at 5 is outside [0, 5)");
+  }
+  CHECK(values_of(embedding(weight, index({4, 4}))).size() == 6);  // the error was reported once
 }
 
 TEST_CASE("errors") {

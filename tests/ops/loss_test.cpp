@@ -1,6 +1,7 @@
 #include "ops/loss.h"
 
 #include <cmath>
+#include <limits>
 
 #include "ops/elementwise.h"
 #include "tests/support/naive_softmax.h"
@@ -10,6 +11,7 @@ namespace elwise::testing {
 namespace {
 
 constexpr int64_t kIgnored = -100;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 /// Targets in [0, classes), every third one ignored where `some_ignored`.
 Tensor targets(int64_t rows, int64_t classes, bool some_ignored, int64_t ignore_index) {
@@ -45,10 +47,11 @@ TEST_CASE("cross_entropy, with and without ignored rows") {
 }
 
 TEST_CASE("cross_entropy of no counted row is 0, with a gradient of 0") {
-  for (const DType dtype : {DType::f32, DType::f64}) {
+  for (const DType dtype : test_dtypes()) {
     for (const int64_t rows : {0, 1, 33}) {
-      const Tensor logits = cast(uniform({rows, 5}), dtype).set_requires_grad();
-      const Tensor loss = cross_entropy(logits, full({rows}, kIgnored, {.dtype = DType::i64}));
+      const Tensor logits = cast(to(uniform({rows, 5}), test_device()), dtype).set_requires_grad();
+      const Tensor target = full({rows}, kIgnored, {.dtype = DType::i64, .device = test_device()});
+      const Tensor loss = cross_entropy(logits, target);
       CHECK(loss.item() == 0);
       loss.backward();
       CHECK(values_of(logits.grad()) == Values(static_cast<size_t>(rows * 5), 0));
@@ -57,15 +60,37 @@ TEST_CASE("cross_entropy of no counted row is 0, with a gradient of 0") {
 }
 
 TEST_CASE("what ignored rows hold has no effect") {
-  Tensor logits = uniform({3, 7});
-  const Tensor target = from_vector<int64_t>({4, kIgnored, 6}, {3});
-  const double expected = cross_entropy(logits, target).item();
-  std::fill_n(logits.data<double>() + 7, 7, NAN);
-  logits.set_requires_grad();
-  const Tensor loss = cross_entropy(logits, target);
+  Values values = values_of(uniform({3, 7}));
+  const auto loss_of = [](const Tensor& logits) {
+    return cross_entropy(logits, to(from_vector<int64_t>({4, kIgnored, 6}, {3}), test_device()));
+  };
+  const double expected = loss_of(to(from_vector(values, {3, 7}), test_device())).item();
+  std::fill_n(values.begin() + 7, 7, NAN);
+  const Tensor logits = leaf(values, {3, 7}, DType::f64, test_device());
+  const Tensor loss = loss_of(logits);
   CHECK(loss.item() == expected);
   loss.backward();
   for (const double value : values_of(logits.grad())) CHECK(std::isfinite(value));
+}
+
+TEST_CASE("cross_entropy over BERT's vocabulary, whose rows start at any alignment") {
+  constexpr int64_t kRows = 3, kClasses = 30'522;
+  for (const int64_t offset : {0, 1}) {
+    for (const DType dtype : test_dtypes()) {
+      const Tensor buffer = empty({kRows * kClasses + offset}, {.dtype = dtype, .device = test_device()});
+      Tensor logits = buffer.alias({kRows, kClasses}, offset);
+      logits.copy_from(cast(to(uniform({kRows, kClasses}, -4, 4), test_device()), dtype));
+      const std::vector<int64_t> targets{0, kIgnored, kClasses - 1};
+      const Tensor x = logits.detach().set_requires_grad();
+      const Tensor loss = cross_entropy(x, to(from_vector(targets, {kRows}), test_device()));
+      loss.backward();
+      const Values values = values_of(logits);
+      check_close(values_of(loss), {naive::cross_entropy(values, targets, kClasses, kIgnored)},
+                  tolerance_of(dtype), "cross_entropy");
+      check_close(values_of(x.grad()), naive::cross_entropy_backward(values, targets, kClasses, kIgnored, 1),
+                  tolerance_of(dtype), "cross_entropy's gradient");
+    }
+  }
 }
 
 TEST_CASE("cross_entropy of large logits") {
@@ -73,13 +98,24 @@ TEST_CASE("cross_entropy of large logits") {
     Values row;
     double loss;
   };
-  const Case cases[] = {
-      {{1e4, -1e4, 0}, 0}, {{0, 1e4, -1e4}, 1e4}, {{-1e4, -1e4, -1e4}, std::log(3.0)}, {{1, NAN, 1}, NAN}};
+  const Case cases[] = {{{1e4, -1e4, 0}, 0},
+                        {{0, 1e4, -1e4}, 1e4},
+                        {{-1e4, -1e4, -1e4}, std::log(3.0)},
+                        {{1, NAN, 1}, NAN},
+                        {{2, -kInfinity, -kInfinity}, 0},
+                        {{-kInfinity, -kInfinity, 2}, kInfinity},
+                        {{-kInfinity, -kInfinity, -kInfinity}, NAN},
+                        {{1, 2, kInfinity}, NAN}};
   for (const auto& [row, loss] : cases) {
-    for (const DType dtype : {DType::f32, DType::f64}) {
-      const Tensor logits = cast(from_vector(row, {1, 3}), dtype);
-      const Tensor y = cross_entropy(logits, from_vector<int64_t>({0}, {1}));
-      check_close(values_of(y), {loss}, dtype == DType::f32 ? kF32Tolerance : kF64Tolerance, "cross_entropy");
+    for (const size_t others : {0, 800}) {  // classes of no weight, of which some threads see nothing else
+      Values values = row;
+      values.resize(3 + others, -kInfinity);
+      for (const DType dtype : test_dtypes()) {
+        const Tensor logits =
+            cast(to(from_vector(values, {1, static_cast<int64_t>(values.size())}), test_device()), dtype);
+        const Tensor y = cross_entropy(logits, to(from_vector<int64_t>({0}, {1}), test_device()));
+        check_close(values_of(y), {loss}, tolerance_of(dtype), "cross_entropy");
+      }
     }
   }
 }
@@ -105,20 +141,40 @@ TEST_CASE("mse_loss and l1_loss") {
 }
 
 TEST_CASE("l1_loss: equal elements have a gradient of 0") {
-  const Tensor x = leaf({1, 2, 3}, {3}), target = leaf({1, 5, -1}, {3});
-  l1_loss(x, target).backward();
-  const double third = 1.0 / 3;
-  check_close(values_of(x.grad()), {0, -third, third}, kF64Tolerance, "x");
-  check_close(values_of(target.grad()), {0, third, -third}, kF64Tolerance, "target");
+  for (const DType dtype : test_dtypes()) {
+    const Tensor x = leaf({1, 2, 3}, {3}, dtype, test_device());
+    const Tensor target = leaf({1, 5, -1}, {3}, dtype, test_device());
+    l1_loss(x, target).backward();
+    const double third = 1.0 / 3;
+    check_close(values_of(x.grad()), {0, -third, third}, tolerance_of(dtype), "x");
+    check_close(values_of(target.grad()), {0, third, -third}, tolerance_of(dtype), "target");
+  }
 }
 
 TEST_CASE("a NaN spoils the loss") {
-  Tensor x = uniform({33});
-  x.data<double>()[20] = NAN;
-  for (const DType dtype : {DType::f32, DType::f64}) {
-    CHECK(std::isnan(mse_loss(cast(x, dtype), zeros({33}, {.dtype = dtype})).item()));
-    CHECK(std::isnan(l1_loss(zeros({33}, {.dtype = dtype}), cast(x, dtype)).item()));
+  Tensor values = uniform({33});
+  values.data<double>()[20] = NAN;
+  for (const DType dtype : test_dtypes()) {
+    const Tensor x = cast(to(values, test_device()), dtype), zero = zeros({33}, x.options());
+    CHECK(std::isnan(mse_loss(x, zero).item()));
+    CHECK(std::isnan(l1_loss(zero, x).item()));
+    const Tensor leaf = x.detach().set_requires_grad();
+    l1_loss(leaf, zero).backward();
+    CHECK(std::isnan(values_of(leaf.grad())[20]));
   }
+}
+
+TEST_CASE("a target out of range on a GPU is an error of the next wait") {
+  if (test_device() == kCpu) return;
+  const auto target = [](int64_t a, int64_t b) {
+    return to(from_vector<int64_t>({a, b}, {2}), test_device());
+  };
+  const Tensor logits = to(uniform({2, 3}), test_device());
+  check_error([&] { values_of(cross_entropy(logits, target(0, 3))); },
+              "cross_entropy: target 3 at row 1 is outside [0, 3)");
+  check_error([&] { values_of(cross_entropy(logits, target(-1, 0))); },
+              "cross_entropy: target -1 at row 0 is outside [0, 3)");
+  CHECK(std::isfinite(cross_entropy(logits, target(0, 1)).item()));
 }
 
 TEST_CASE("errors") {

@@ -3,9 +3,12 @@
 #include <cmath>
 #include <cstring>
 
+#include "autograd/grad_mode.h"
+#include "core/cost.h"
 #include "core/parallel.h"
 #include "ops/elementwise.h"
 #include "ops/view.h"
+#include "tests/support/naive_elementwise.h"
 #include "tests/support/naive_index.h"
 #include "tests/support/op_variants.h"
 
@@ -97,54 +100,117 @@ TEST_CASE("batches broadcast") {
   }
 }
 
+struct LinearShape {
+  Shape x;
+  int64_t outputs;
+};
+const LinearShape kLinearShapes[] = {
+    {{7}, 5},       {{1, 1}, 1},     {{1, 33}, 31},       {{31, 1}, 33},   {{33, 63}, 1},
+    {{32, 31}, 32}, {{2, 3, 31}, 5}, {{63, 33}, 1027},    {{1027, 5}, 40}, {{3, 1027}, 2},
+    {{0, 3}, 2},    {{2, 0}, 3},     {{2, 2, 2, 2, 3}, 4}};
+
+/// y = x weight^T + bias, inputs empty where there is no bias.
+Values naive_linear(const std::vector<Values>& in, const LinearShape& shape) {
+  const int64_t inputs = shape.x[-1];
+  const Array rows{shape.x, in[0]}, weights{{shape.outputs, inputs}, in[1]};
+  return naive::build(shape.x.with(-1, shape.outputs), [&](Index index) {
+    const int64_t output = index.back();
+    double sum = in[2].empty() ? 0 : in[2][static_cast<size_t>(output)];
+    for (int64_t i = 0; i < inputs; ++i) {
+      index.back() = i;
+      sum += rows(index) * weights({output, i});
+    }
+    return sum;
+  });
+}
+
+OpTest linear_test(const LinearShape& shape, bool has_bias) {
+  return {
+      .name = detail::concatenate("linear ", shape.x, " to ", shape.outputs, has_bias ? " with bias" : ""),
+      .op = [](const std::vector<Tensor>& in) { return linear(in[0], in[1], in[2]); },
+      .inputs = {uniform(shape.x), uniform({shape.outputs, shape.x[-1]}),
+                 has_bias ? uniform({shape.outputs}) : Tensor()},
+      .naive = [=](const std::vector<Values>& in) { return naive_linear(in, shape); }};
+}
+
 TEST_CASE("linear, with and without bias") {
-  struct Case {
-    Shape x;
-    int64_t outputs;
-  };
-  const Case cases[] = {{{7}, 5},       {{1, 1}, 1},     {{1, 33}, 31},       {{31, 1}, 33},   {{33, 63}, 1},
-                        {{32, 31}, 32}, {{2, 3, 31}, 5}, {{63, 33}, 1027},    {{1027, 5}, 40}, {{3, 1027}, 2},
-                        {{0, 3}, 2},    {{2, 0}, 3},     {{2, 2, 2, 2, 3}, 4}};
-  for (const auto& [x, outputs] : cases) {
-    const Shape weight{outputs, x[-1]}, y = x.with(-1, outputs);
+  for (const LinearShape& shape : kLinearShapes) {
     for (const bool has_bias : {false, true}) {
-      const OpTest test{
-          .name = detail::concatenate("linear ", x, " to ", outputs, has_bias ? " with bias" : ""),
-          .op = [](const std::vector<Tensor>& in) { return linear(in[0], in[1], in[2]); },
-          .inputs = {uniform(x), uniform(weight), has_bias ? uniform({outputs}) : Tensor()},
-          .naive =
-              [=](const std::vector<Values>& in) {
-                const Array rows{x, in[0]}, weights{weight, in[1]};
-                return naive::build(y, [&](Index index) {
-                  const int64_t output = index.back();
-                  double sum = in[2].empty() ? 0 : in[2][static_cast<size_t>(output)];
-                  for (int64_t i = 0; i < x[-1]; ++i) {
-                    index.back() = i;
-                    sum += rows(index) * weights({output, i});
-                  }
-                  return sum;
-                });
-              }};
-      CHECK(test.op(test.inputs).shape() == y);
+      const OpTest test = linear_test(shape, has_bias);
+      CHECK(test.op(test.inputs).shape() == shape.x.with(-1, shape.outputs));
       check_op_variants(test);
     }
   }
 }
 
+OpTest linear_gelu_test(const LinearShape& shape, bool has_bias, Gelu kind) {
+  OpTest test = linear_test(shape, has_bias);
+  test.name = detail::concatenate("gelu of ", test.name, kind == Gelu::tanh ? ", tanh form" : "");
+  test.op = [=](const std::vector<Tensor>& in) { return linear_gelu(in[0], in[1], in[2], kind); };
+  test.naive = [linear = test.naive, kind](const std::vector<Values>& in) {
+    Values y = linear(in);
+    for (double& value : y)
+      value = naive::unary(kind == Gelu::exact ? UnaryOp::gelu : UnaryOp::gelu_tanh, value);
+    return y;
+  };
+  return test;
+}
+
+TEST_CASE("linear_gelu with its gradients, and without, in one kernel") {
+  std::vector<LinearShape> shapes(std::begin(kLinearShapes), std::end(kLinearShapes));
+  shapes.push_back({{130, 96}, 130});  // large enough for oneDNN
+  for (const LinearShape& shape : shapes) {
+    for (const bool has_bias : {false, true}) {
+      for (const Gelu kind : {Gelu::exact, Gelu::tanh}) {
+        OpTest test = linear_gelu_test(shape, has_bias, kind);
+        check_op(test);
+        test.gradients = false;
+        check_op_variants(test);
+      }
+    }
+  }
+}
+
+TEST_CASE("linear_gelu fuses where nothing is recorded and cuBLASLt's form of GELU is asked for") {
+  for (const Device device : {test_device(), kMeta}) {
+    const Tensor x = to(cast(uniform({3, 5}), DType::f32), device),
+                 weight = to(cast(uniform({4, 5}), DType::f32), device);
+    const auto kernels = [&](Gelu kind) {
+      const int64_t before = cost_totals().kernels;
+      linear_gelu(x, weight, {}, kind);
+      return cost_totals().kernels - before;
+    };
+    CHECK(kernels(Gelu::tanh) == 1);
+    CHECK(kernels(Gelu::exact) == 2);
+    Tensor(weight).set_requires_grad();
+    CHECK(kernels(Gelu::tanh) == 2);
+    CHECK(linear_gelu(x, weight).requires_grad());
+    const NoGradGuard no_grad;
+    CHECK(kernels(Gelu::tanh) == 1);
+  }
+}
+
 TEST_CASE("no element is left unwritten where nothing is added up") {
   for (const DType dtype : {DType::f32, DType::f64}) {
-    const Tensor x = zeros({3, 0}, {.dtype = dtype}), weight = zeros({2, 0}, {.dtype = dtype});
-    const Tensor bias = cast(from_vector<double>({5, 6}, {2}), dtype);
+    const auto on_device = [&](const Tensor& x) { return to(cast(x, dtype), test_device()); };
+    const Tensor x = on_device(uniform({3, 0})), weight = on_device(uniform({2, 0}));
+    const Tensor bias = on_device(from_vector<double>({5, 6}, {2}));
     CHECK(values_of(linear(x, weight)) == Values(6, 0));
     CHECK(values_of(linear(x, weight, bias)) == Values{5, 6, 5, 6, 5, 6});
-    const Tensor a = zeros({0, 4}, {.dtype = dtype}), b = zeros({4, 2}, {.dtype = dtype}).set_requires_grad();
-    matmul(a, b).backward(zeros({0, 2}, {.dtype = dtype}));
+    const Tensor a = on_device(uniform({0, 4})), b = on_device(uniform({4, 2})).set_requires_grad();
+    matmul(a, b).backward(on_device(uniform({0, 2})));
     CHECK(values_of(b.grad()) == Values(8, 0));
   }
 }
 
-/// The bits of the product with each thread count.
+/// The product, on the test device, of matrices that are rounded to `dtype`.
+Values product_of(const Tensor& a, const Tensor& b, MatmulOptions options, DType dtype) {
+  return values_of(matmul(to(cast(a, dtype), test_device()), to(cast(b, dtype), test_device()), options));
+}
+
+/// The CPU's product has the same bits with each thread count.
 void check_same_bits(const Tensor& a, const Tensor& b, MatmulOptions options) {
+  if (test_device() != kCpu) return;
   const int threads = num_threads();
   std::vector<Tensor> products;
   for (const int count : {1, 2, 3, 4, 6, 7, 16}) {
@@ -170,11 +236,10 @@ TEST_CASE("a long inner dimension: the same bits for any thread count, and close
     for (const MatmulOptions options : kAllOptions) {
       const Tensor left = options.transpose_a ? transpose(a, 0, 1) : a;
       const Tensor right = options.transpose_b ? transpose(b, 0, 1) : b;
-      check_close(values_of(matmul(left, right, options)), expected, kF64Tolerance, "f64");
+      check_close(product_of(left, right, options, DType::f64), expected, kF64Tolerance, "f64");
       check_same_bits(left, right, options);
-      const Tensor narrow_left = cast(left, DType::f32), narrow_right = cast(right, DType::f32);
-      check_close(values_of(matmul(narrow_left, narrow_right, options)), expected, kF32Tolerance, "f32");
-      check_same_bits(narrow_left, narrow_right, options);
+      check_close(product_of(left, right, options, DType::f32), expected, kF32Tolerance, "f32");
+      check_same_bits(cast(left, DType::f32), cast(right, DType::f32), options);
     }
   }
 }
@@ -188,10 +253,10 @@ TEST_CASE("large products that threads share: the same bits for any thread count
     const Tensor a = uniform({m, k}), b = uniform({k, n});
     const Values expected = values_of(matmul(a, b));
     for (const MatmulOptions options : kAllOptions) {
-      const Tensor left = cast(options.transpose_a ? transpose(a, 0, 1) : a, DType::f32);
-      const Tensor right = cast(options.transpose_b ? transpose(b, 0, 1) : b, DType::f32);
-      check_close(values_of(matmul(left, right, options)), expected, kF32Tolerance, "f32");
-      check_same_bits(left, right, options);
+      const Tensor left = options.transpose_a ? transpose(a, 0, 1) : a;
+      const Tensor right = options.transpose_b ? transpose(b, 0, 1) : b;
+      check_close(product_of(left, right, options, DType::f32), expected, kF32Tolerance, "f32");
+      check_same_bits(cast(left, DType::f32), cast(right, DType::f32), options);
     }
   }
 }
@@ -204,11 +269,10 @@ TEST_CASE("a NaN spoils its own row or column only") {
         for (const MatmulOptions options : kAllOptions) {
           const int64_t k = 31;
           const auto product = [&](Values a, Values b) {
-            Tensor left = cast(from_vector(a, {kBatch, m, k}), dtype),
-                   right = cast(from_vector(b, {kBatch, k, n}), dtype);
+            Tensor left = from_vector(a, {kBatch, m, k}), right = from_vector(b, {kBatch, k, n});
             if (options.transpose_a) left = transpose(left, 1, 2);
             if (options.transpose_b) right = transpose(right, 1, 2);
-            return values_of(matmul(left, right, options));
+            return product_of(left, right, options, dtype);
           };
           const Values ones_a(static_cast<size_t>(kBatch * m * k), 1),
               ones_b(static_cast<size_t>(kBatch * k * n), 1);
@@ -270,6 +334,8 @@ TEST_CASE("errors") {
               "linear: expected x [.., inputs] and weight [outputs, inputs], got [2, 3] and [4, 5]");
   check_error([&] { linear(uniform({}), b); },
               "linear: expected x [.., inputs] and weight [outputs, inputs], got [] and [4, 5]");
+  check_error([&] { linear_gelu(a, b); },
+              "linear_gelu: expected x [.., inputs] and weight [outputs, inputs], got [2, 3] and [4, 5]");
   check_error([&] { linear(a, v); },
               "linear: expected x [.., inputs] and weight [outputs, inputs], got [2, 3] and [3]");
   check_error([&] { linear(a, uniform({4, 3}), v); }, "linear: expected bias of shape [4], got [3]");

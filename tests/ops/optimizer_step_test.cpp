@@ -10,8 +10,8 @@
 namespace elwise::testing {
 namespace {
 
-/// Long enough for several threads.
-constexpr int64_t kLargeCount = 200'003;
+/// Long enough for several threads; for several blocks of an emulated GPU.
+const int64_t kLargeCount = test_device() == kCpu ? 200'003 : 40'002;
 
 std::vector<int64_t> counts() {
   std::vector<int64_t> counts(std::begin(kOddSizes), std::end(kOddSizes));
@@ -19,22 +19,33 @@ std::vector<int64_t> counts() {
   return counts;
 }
 
-Tolerance tolerance_of(DType dtype) {
-  return dtype == DType::f32 ? kF32Tolerance : kF64Tolerance;
-}
+/// A copy of `values` within a buffer of sevens: aligned where their count is even, else not.
+class Guarded {
+ public:
+  Guarded(const Values& values, DType dtype)
+      : count_(static_cast<int64_t>(values.size())),
+        buffer_(full({count_ + 2}, 7, {.dtype = dtype, .device = test_device()})),
+        view_(buffer_.alias({count_}, offset())) {
+    view_.copy_from(to(cast(from_vector(values, {count_}), dtype), test_device()));
+  }
 
-/// A view of `values` that starts one element into its buffer: unaligned, and the element before it is 7.
-Tensor unaligned_copy(const Values& values, DType dtype) {
-  const auto count = static_cast<int64_t>(values.size());
-  const Tensor buffer = full({count + 1}, 7, {.dtype = dtype});
-  Tensor view = buffer.alias({count}, 1);
-  view.copy_from(cast(from_vector(values, {count}), dtype));
-  return view;
-}
+  const Tensor& get() const { return view_; }
+  Values values() const { return values_of(view_); }
+  bool is_intact() const {
+    Values all = values_of(buffer_);
+    all.erase(all.begin() + offset(), all.begin() + offset() + count_);
+    return all == Values{7, 7};
+  }
 
-bool is_intact(const Tensor& view) {
-  return view.dtype() == DType::f32 ? view.count() == 0 || view.data<float>()[-1] == 7
-                                    : view.count() == 0 || view.data<double>()[-1] == 7;
+ private:
+  int64_t offset() const { return count_ % 2; }
+
+  int64_t count_;
+  Tensor buffer_, view_;
+};
+
+Tensor on_device(const Tensor& x, DType dtype) {
+  return cast(to(x, test_device()), dtype);
 }
 
 void naive_step(AdamKind kind, naive::AdamState& state, const Values& grad, const AdamOptions& options) {
@@ -55,24 +66,24 @@ TEST_CASE("adam_step: Adam, AdamW and RAdam over the steps where they differ") {
   for (const AdamKind kind : {AdamKind::adam, AdamKind::adamw, AdamKind::radam}) {
     for (const AdamOptions& options : all_options) {
       for (const int64_t count : counts()) {
-        for (const DType dtype : {DType::f32, DType::f64}) {
+        for (const DType dtype : test_dtypes()) {
           const Values initial = values_of(cast(uniform({count}), dtype));
           naive::AdamState expected(initial);
-          const Tensor param = unaligned_copy(initial, dtype);
-          const Tensor m = unaligned_copy(expected.m, dtype), v = unaligned_copy(expected.v, dtype);
+          const Guarded param(initial, dtype);
+          const Guarded m(expected.m, accumulation_dtype(dtype)), v(expected.v, accumulation_dtype(dtype));
           const int64_t steps = count == kLargeCount ? 2 : 9;  // RAdam turns adaptive at its sixth
           for (int64_t step = 1; step <= steps; ++step) {
-            const Tensor grad = cast(uniform({count}), dtype);
-            const int64_t version = param.storage()->version();
-            adam_step(kind, options, step, param, grad, m, v);
-            CHECK(param.storage()->version() > version);
+            const Tensor grad = on_device(uniform({count}), dtype);
+            const int64_t version = param.get().storage()->version();
+            adam_step(kind, options, step, param.get(), grad, m.get(), v.get());
+            CHECK(param.get().storage()->version() > version);
             naive_step(kind, expected, values_of(grad), options);
           }
           const std::string what = "adam_step " + std::to_string(static_cast<int>(kind));
-          check_close(values_of(param), expected.param, tolerance_of(dtype), what);
-          check_close(values_of(m), expected.m, tolerance_of(dtype), what + " m");
-          check_close(values_of(v), expected.v, tolerance_of(dtype), what + " v");
-          CHECK((is_intact(param) && is_intact(m) && is_intact(v)));
+          check_close(param.values(), expected.param, tolerance_of(dtype), what);
+          check_close(m.values(), expected.m, tolerance_of(dtype), what + " m");
+          check_close(v.values(), expected.v, tolerance_of(dtype), what + " v");
+          CHECK((param.is_intact() && m.is_intact() && v.is_intact()));
         }
       }
     }
@@ -87,22 +98,23 @@ TEST_CASE("sgd_step: momentum, Nesterov, weight decay") {
                                     {.lr = 0.1, .momentum = 0.5, .weight_decay = 0.01, .nesterov = true}};
   for (const SgdOptions& options : all_options) {
     for (const int64_t count : counts()) {
-      for (const DType dtype : {DType::f32, DType::f64}) {
+      for (const DType dtype : test_dtypes()) {
         Values expected = values_of(cast(uniform({count}), dtype)), expected_velocity;
-        const Tensor param = unaligned_copy(expected, dtype);
-        const Tensor velocity =  // the first step takes nothing from it
-            options.momentum == 0 ? Tensor() : unaligned_copy(Values(expected.size(), NAN), dtype);
+        const Guarded param(expected, dtype);
+        // The first step takes nothing from it.
+        const Guarded velocity(Values(expected.size(), NAN), accumulation_dtype(dtype));
+        const bool moving = options.momentum != 0;
         for (int64_t step = 1; step <= 4; ++step) {
-          const Tensor grad = cast(uniform({count}), dtype);
-          sgd_step(options, step, param, grad, velocity);
+          const Tensor grad = on_device(uniform({count}), dtype);
+          sgd_step(options, step, param.get(), grad, moving ? velocity.get() : Tensor());
           naive::sgd_step(expected, expected_velocity, values_of(grad),
                           {options.lr, options.momentum, options.weight_decay, options.nesterov});
         }
-        check_close(values_of(param), expected, tolerance_of(dtype), "sgd_step");
-        CHECK(is_intact(param));
-        if (velocity.defined()) {
-          check_close(values_of(velocity), expected_velocity, tolerance_of(dtype), "sgd_step velocity");
-          CHECK(is_intact(velocity));
+        check_close(param.values(), expected, tolerance_of(dtype), "sgd_step");
+        CHECK(param.is_intact());
+        if (moving) {
+          check_close(velocity.values(), expected_velocity, tolerance_of(dtype), "sgd_step velocity");
+          CHECK(velocity.is_intact());
         }
       }
     }
@@ -111,7 +123,7 @@ TEST_CASE("sgd_step: momentum, Nesterov, weight decay") {
 
 TEST_CASE("clip_gradient_norm scales all gradients by one factor") {
   for (const int64_t count : counts()) {
-    for (const DType dtype : {DType::f32, DType::f64}) {
+    for (const DType dtype : test_dtypes()) {
       const Values first = values_of(cast(uniform({count}), dtype)), second{3, -4, 12};
       double squares = 0;
       for (const Values& values : {first, second}) {
@@ -119,16 +131,16 @@ TEST_CASE("clip_gradient_norm scales all gradients by one factor") {
       }
       const double norm = std::sqrt(squares);
       for (const double max_norm : {0.5, norm * 0.9, norm * 1.1}) {
-        const Tensor a = unaligned_copy(first, dtype), b = unaligned_copy(second, dtype);
-        const double returned = clip_gradient_norm({a, Tensor(), b}, max_norm);
+        const Guarded a(first, dtype), b(second, dtype);
+        const double returned = clip_gradient_norm({a.get(), Tensor(), b.get()}, max_norm);
         check_close({returned}, {norm}, tolerance_of(dtype), "the norm");
         const double factor = norm > max_norm ? max_norm / norm : 1;
         Values expected_a = first, expected_b = second;
         for (double& value : expected_a) value *= factor;
         for (double& value : expected_b) value *= factor;
-        check_close(values_of(a), expected_a, tolerance_of(dtype), "a clipped gradient");
-        check_close(values_of(b), expected_b, tolerance_of(dtype), "a clipped gradient");
-        CHECK((is_intact(a) && is_intact(b)));
+        check_close(a.values(), expected_a, tolerance_of(dtype), "a clipped gradient");
+        check_close(b.values(), expected_b, tolerance_of(dtype), "a clipped gradient");
+        CHECK((a.is_intact() && b.is_intact()));
       }
     }
   }
@@ -137,25 +149,27 @@ TEST_CASE("clip_gradient_norm scales all gradients by one factor") {
 }
 
 TEST_CASE("clip_gradient_norm of large and of spoilt gradients") {
-  const Tensor large = full({33}, 1e15, {.dtype = DType::f32});
+  const TensorOptions options{.dtype = DType::f32, .device = test_device()};
+  const Tensor large = full({33}, 1e15, options);
   CHECK(clip_gradient_norm({large}, 1) == doctest::Approx(1e15 * std::sqrt(33)).epsilon(1e-6));
   check_close(values_of(large), Values(33, 1 / std::sqrt(33)), kF32Tolerance, "a clipped gradient");
-  CHECK(std::isnan(clip_gradient_norm({full({33}, NAN)}, 1)));
+  CHECK(std::isnan(clip_gradient_norm({full({33}, NAN, options)}, 1)));
 }
 
-TEST_CASE("the same bits for any thread count") {
+TEST_CASE("the same bits for any thread count, and run to run") {
   const int threads = num_threads();
   const Values initial = values_of(uniform({kLargeCount})), slope = values_of(uniform({kLargeCount}));
-  for (const DType dtype : {DType::f32, DType::f64}) {
+  for (const DType dtype : test_dtypes()) {
     std::vector<Values> results;
     for (const int count : {1, 2, 3}) {
       set_num_threads(count);
-      const Tensor param = unaligned_copy(initial, dtype), grad = unaligned_copy(slope, dtype);
-      const Tensor m = zeros({kLargeCount}, param.options()), v = zeros({kLargeCount}, param.options());
-      const double norm = clip_gradient_norm({grad, param}, 1);
-      adam_step(AdamKind::adamw, {.weight_decay = 0.1}, 1, param, grad, m, v);
-      sgd_step({.momentum = 0.9}, 2, param, grad, m);
-      results.push_back(values_of(param));
+      const Guarded param(initial, dtype), grad(slope, dtype);
+      const TensorOptions options{.dtype = accumulation_dtype(dtype), .device = test_device()};
+      const Tensor m = zeros({kLargeCount}, options), v = zeros({kLargeCount}, options);
+      const double norm = clip_gradient_norm({grad.get(), param.get()}, 1);
+      adam_step(AdamKind::adamw, {.weight_decay = 0.1}, 1, param.get(), grad.get(), m, v);
+      sgd_step({.momentum = 0.9}, 2, param.get(), grad.get(), m);
+      results.push_back(param.values());
       results.back().push_back(norm);
     }
     CHECK(results[1] == results[0]);
@@ -182,7 +196,8 @@ TEST_CASE("errors") {
   check_error(adam(x, other, x, x, 1), "adam_step: expected grad of shape [3], got [4]");
   check_error(adam(x, x, other, x, 1), "adam_step: expected m of shape [3], got [4]");
   check_error(adam(x, x, x, other, 1), "adam_step: expected v of shape [3], got [4]");
-  check_error(adam(x, x, x, narrow, 1), "adam_step: expected v of f64 on cpu like param, got f32 on cpu");
+  check_error(adam(x, x, x, narrow, 1),
+              "adam_step: expected v of f64 on cpu for param of f64, got f32 on cpu");
   check_error(adam(x, x, x, x, 0), "adam_step: expected step >= 1, got 0");
   const auto sgd = [](const Tensor& param, const Tensor& grad, const Tensor& velocity, int64_t step) {
     return [=] { sgd_step({.momentum = 0.9}, step, param, grad, velocity); };
@@ -190,7 +205,8 @@ TEST_CASE("errors") {
   check_error(sgd(index, x, x, 1), "sgd_step: expected param of dtype f32 or f64, got i64");
   check_error(sgd(x, other, x, 1), "sgd_step: expected grad of shape [3], got [4]");
   check_error(sgd(x, x, other, 1), "sgd_step: expected velocity of shape [3], got [4]");
-  check_error(sgd(x, x, narrow, 1), "sgd_step: expected velocity of f64 on cpu like param, got f32 on cpu");
+  check_error(sgd(x, x, narrow, 1),
+              "sgd_step: expected velocity of f64 on cpu for param of f64, got f32 on cpu");
   check_error(sgd(x, x, {}, 1), "tensor: expected a defined tensor, got an undefined one");
   check_error(sgd(x, x, x, 0), "sgd_step: expected step >= 1, got 0");
   check_error([&] { clip_gradient_norm({x}, 0); }, "clip_gradient_norm: expected max_norm > 0, got 0");

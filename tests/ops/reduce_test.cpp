@@ -14,10 +14,11 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-/// Shapes [outer, reduced, inner] with every odd size in each place, and some that several threads share.
+/// Shapes [outer, reduced, inner] with every odd size in each place, and some that several threads or blocks
+/// share, in whole vectors of a GPU too.
 std::vector<Shape> three_part_shapes() {
-  std::vector<Shape> shapes{{1, 52'377, 1}, {51, 1027, 1}, {1, 1027, 51},
-                            {3, 33, 530},   {1027, 51, 1}, {1027, 3, 17}};
+  std::vector<Shape> shapes{{1, 52'377, 1}, {51, 1027, 1}, {1, 1027, 51}, {3, 33, 530}, {1027, 51, 1},
+                            {1027, 3, 17},  {1, 700, 96},  {5, 2048, 1},  {7, 9, 8}};
   for (const int64_t size : kOddSizes) {
     shapes.insert(shapes.end(), {{size, 2, 1}, {2, size, 1}, {1, size, 3}, {2, 3, size}, {1, 1, size}});
   }
@@ -70,25 +71,27 @@ TEST_CASE("sum and mean of all elements") {
 }
 
 TEST_CASE("sums of nothing are 0") {
-  for (const DType dtype : {DType::f32, DType::f64}) {
-    const Tensor none = zeros({0, 3}, {.dtype = dtype});
+  for (const DType dtype : test_dtypes()) {
+    const TensorOptions options{.dtype = dtype, .device = test_device()};
+    const Tensor none = zeros({0, 3}, options);
     CHECK(values_of(sum(none)) == Values{0});
     CHECK(values_of(sum(none, 0)) == Values{0, 0, 0});
     CHECK(sum(none, 1).shape() == Shape{0});
     CHECK(sum(none, -1, true).shape() == Shape{0, 1});
-    const Tensor x = zeros({2, 0, 3}, {.dtype = dtype}).set_requires_grad();
-    sum(x, 1).backward(zeros({2, 3}, {.dtype = dtype}));
+    const Tensor x = zeros({2, 0, 3}, options).set_requires_grad();
+    sum(x, 1).backward(zeros({2, 3}, options));
     CHECK(x.grad().shape() == x.shape());
   }
 }
 
 TEST_CASE("a long f32 sum stays accurate") {
   const int64_t count = 3'000'001;
-  const Tensor x = full({count}, 0.1, {.dtype = DType::f32});
+  const TensorOptions options{.dtype = DType::f32, .device = test_device()};
+  const Tensor x = full({count}, 0.1, options);
   const double expected = static_cast<double>(0.1F) * static_cast<double>(count);
   CHECK(sum(x).item() == doctest::Approx(expected).epsilon(1e-6));
   CHECK(mean(x).item() == doctest::Approx(static_cast<double>(0.1F)).epsilon(1e-6));
-  const Tensor columns = full({count / 3, 3}, 0.1, {.dtype = DType::f32});
+  const Tensor columns = full({count / 3, 3}, 0.1, options);
   for (const double total : values_of(sum(columns, 0))) {
     CHECK(total == doctest::Approx(expected / 3).epsilon(1e-6));
   }
@@ -97,8 +100,8 @@ TEST_CASE("a long f32 sum stays accurate") {
 TEST_CASE("NaN stays in its own sum") {
   Values values(5 * 33, 1);
   values[2 * 33 + 7] = kNan;
-  const Tensor x = from_vector(values, {5, 33});
-  for (const DType dtype : {DType::f32, DType::f64}) {
+  const Tensor x = to(from_vector(values, {5, 33}), test_device());
+  for (const DType dtype : test_dtypes()) {
     const Values rows = values_of(sum(cast(x, dtype), 1)), columns = values_of(sum(cast(x, dtype), 0));
     for (size_t i = 0; i < rows.size(); ++i) CHECK((i == 2 ? std::isnan(rows[i]) : rows[i] == 33));
     for (size_t i = 0; i < columns.size(); ++i) CHECK((i == 7 ? std::isnan(columns[i]) : columns[i] == 5));
@@ -116,10 +119,11 @@ TEST_CASE("max over a dimension") {
                             [=](const std::vector<Values>& in) {
                               return naive::max(in[0], shape[0], shape[1], shape[2]).value;
                             }};
-      const Tensor indices = argmax(x, 1, keep_dim);
+      const Tensor indices = argmax(to(x, test_device()), 1, keep_dim);
       CHECK(indices.shape() == (keep_dim ? shape.with(1, 1) : shape.without(1)));
-      CHECK(indices.to_vector<int64_t>() == naive::max(values_of(x), shape[0], shape[1], shape[2]).index);
-      CHECK(values_of(max(x, 1).indices) == values_of(indices));
+      CHECK(to(indices, kCpu).to_vector<int64_t>() ==
+            naive::max(values_of(x), shape[0], shape[1], shape[2]).index);
+      CHECK(values_of(max(to(x, test_device()), 1).indices) == values_of(indices));
       if (keep_dim) {
         check_op(test);
       } else {
@@ -155,20 +159,20 @@ TEST_CASE("max: ties, NaN and infinities") {
                         {{-kInfinity, -kInfinity, -kInfinity, -kInfinity}, -kInfinity, 0},
                         {{-kInfinity, 5, kInfinity, kInfinity}, kInfinity, 2}};
   for (const Case& each : cases) {
-    for (const DType dtype : {DType::f32, DType::f64}) {
+    for (const DType dtype : test_dtypes()) {
       for (const int64_t repeats : {1, 9}) {   // the pattern once or several times in a row
         for (const int64_t inner : {1, 19}) {  // along the row, or in 19 columns beside one another
           const int64_t length = 4 * repeats;
           const Values values = naive::build({length, inner}, [&](const naive::Index& index) {
             return each.row[static_cast<size_t>(index[0] % 4)];
           });
-          const Tensor x = leaf(values, {length, inner}, dtype);
+          const Tensor x = leaf(values, {length, inner}, dtype, test_device());
           const MaxResult result = max(x, 0);
           const auto columns = static_cast<size_t>(inner);
           check_close(values_of(result.values), Values(columns, each.value), {0, 0}, "max");
-          CHECK(result.indices.to_vector<int64_t>() == std::vector<int64_t>(columns, each.index));
+          CHECK(values_of(result.indices) == Values(columns, static_cast<double>(each.index)));
           CHECK(values_of(argmax(x, 0)) == values_of(result.indices));
-          result.values.backward(full({inner}, 2, {.dtype = dtype}));
+          result.values.backward(full({inner}, 2, x.options()));
           CHECK(values_of(x.grad()) == naive::build({length, inner}, [&](const naive::Index& index) {
                   return index[0] == each.index ? 2.0 : 0.0;
                 }));

@@ -61,6 +61,9 @@ TEST_CASE("transpose") {
   }
   check_view(transpose_case({33, 63}, 0, 1));
   check_view(transpose_case({63, 1027}, 0, 1));
+  check_view(transpose_case({3, 129, 65}, 1, 2));
+  check_view(transpose_case({17, 2, 33, 3}, 0, 2));
+  check_view(transpose_case({3, 5, 2, 64}, 1, 2));
   check_view(transpose_case({2, 3, 4, 5}, 0, 3));
   check_view(transpose_case({2, 3, 4, 5}, 1, 2));
   check_view(transpose_case({2, 3, 4, 5}, 1, 1));
@@ -87,6 +90,7 @@ TEST_CASE("slice") {
     check_view(slice_case({3, size + 2}, 1, 1, size + 1));
     check_view(slice_case({2, 3, size}, -2, 1, 3));
   }
+  check_view(slice_case({5, 128}, 1, 16, 112));
   check_view(slice_case({1, 5, 7}, 1, 2, 4));
   check_view(slice_case({3, 5, 7}, 1, 2, 2));
   check_view(slice_case({3, 5}, 0, 3, 3));
@@ -115,6 +119,7 @@ TEST_CASE("concat") {
     check_view(concat_case({{3, size}, {3, 2}}, -1));
     check_view(concat_case({{2, 1, size}, {2, 3, size}}, 1));
   }
+  check_view(concat_case({{5, 64}, {5, 32}}, 1));
   check_view(concat_case({{2, 3}}, 0));
   check_view(concat_case({{0, 3}, {2, 3}, {0, 3}}, 0));
   check_view(concat_case({{2, 0}, {2, 3}}, 1));
@@ -143,10 +148,20 @@ TEST_CASE("expand") {
   struct Case {
     Shape from, to;
   };
-  const Case cases[] = {{{}, {}},        {{}, {33}},        {{1}, {33}},
-                        {{33}, {5, 33}}, {{5, 1}, {5, 33}}, {{2, 1, 3}, {2, 4, 3}},
-                        {{1}, {2, 3}},   {{63}, {31, 63}},  {{1, 0}, {3, 0}},
-                        {{0}, {2, 0}},   {{1}, {0}},        {{51, 1}, {51, 1027}}};
+  const Case cases[] = {{{}, {}},
+                        {{}, {33}},
+                        {{1}, {33}},
+                        {{33}, {5, 33}},
+                        {{5, 1}, {5, 33}},
+                        {{2, 1, 3}, {2, 4, 3}},
+                        {{1}, {2, 3}},
+                        {{63}, {31, 63}},
+                        {{1, 0}, {3, 0}},
+                        {{0}, {2, 0}},
+                        {{1}, {0}},
+                        {{51, 1}, {51, 1027}},
+                        {{5, 1, 64}, {5, 3, 64}},
+                        {{3, 5, 1}, {3, 5, 64}}};
   for (const auto& [from, to] : cases) {
     check_view({"expand",
                 {from},

@@ -10,8 +10,22 @@
 namespace elwise::testing {
 namespace {
 
-constexpr DType kDTypes[] = {DType::f64, DType::f32};
 constexpr bool kCausal[] = {false, true};
+
+/// Those that the test device computes in.
+std::vector<DType> dtypes() {
+  if (test_device() == kCpu) return {DType::f64, DType::f32};
+  return {DType::f64, DType::f32, DType::bf16};
+}
+
+Tensor on_test_device(const Tensor& x, DType dtype) {
+  return to(cast(x, dtype), test_device());
+}
+
+AttentionOptions on_test_device(AttentionOptions options) {
+  if (options.key_mask.defined()) options.key_mask = to(options.key_mask, test_device());
+  return options;
+}
 
 std::string name_of_case(const Attention& attention, DType dtype, const AttentionOptions& options) {
   return detail::concatenate(attention.name, " ", name_of(dtype), options.causal ? " causal" : "",
@@ -114,7 +128,8 @@ void check_without_gradients(const Attention& attention, DType dtype, const Atte
   const Tensor q = uniform(shape), k = uniform(shape), v = uniform(shape);
   const Values with = run_attention(attention, q, k, v, ones_like(q), dtype, options).y;
   const NoGradGuard no_grad;
-  const Tensor y = attention.run(cast(q, dtype), cast(k, dtype), cast(v, dtype), options);
+  const Tensor y = attention.run(on_test_device(q, dtype), on_test_device(k, dtype), on_test_device(v, dtype),
+                                 on_test_device(options));
   CHECK(!y.requires_grad());
   CHECK_MESSAGE(values_of(y) == with, name_of_case(attention, dtype, options),
                 ": other values without gradients");
@@ -152,7 +167,7 @@ Tensor key_mask(Visible visible, int64_t batch, int64_t length) {
 OpTest attention_test(const Attention& attention, const Shape& shape, bool causal, Visible visible,
                       double magnitude) {
   const auto input = [&] { return uniform(shape, -magnitude, magnitude); };
-  return {
+  OpTest test{
       .name = detail::concatenate(attention.name, " ", shape, causal ? " causal" : "", " mask ",
                                   static_cast<int>(visible)),
       .op =
@@ -165,14 +180,18 @@ OpTest attention_test(const Attention& attention, const Shape& shape, bool causa
             const AttentionShape sizes{shape[0], shape[1], shape[2], causal, {in[3].begin(), in[3].end()}};
             return attention.naive(sizes, in[0], in[1], in[2]);
           }};
+  test.bf16_terms = magnitude;
+  return test;
 }
 
 AttentionResult run_attention(const Attention& attention, const Tensor& q, const Tensor& k, const Tensor& v,
                               const Tensor& dy, DType dtype, const AttentionOptions& options) {
   std::vector<Tensor> leaves;
-  for (const Tensor& x : {q, k, v}) leaves.push_back(leaf(values_of(x), x.shape(), dtype));
-  const Tensor y = attention.run(leaves[0], leaves[1], leaves[2], options);
-  y.backward(cast(dy, dtype));
+  for (const Tensor& x : {q, k, v}) {
+    leaves.push_back(on_test_device(x, dtype).detach().set_requires_grad());
+  }
+  const Tensor y = attention.run(leaves[0], leaves[1], leaves[2], on_test_device(options));
+  y.backward(on_test_device(dy, dtype));
   return {values_of(y), values_of(leaves[0].grad()), values_of(leaves[1].grad()),
           values_of(leaves[2].grad())};
 }
@@ -204,7 +223,7 @@ Tensor rounded_to(const Tensor& x, DType dtype) {
 }
 
 void check_attention_properties(const Attention& attention) {
-  for (const DType dtype : kDTypes) {
+  for (const DType dtype : dtypes()) {
     for (const Visible visible : kVisible) {
       check_later_tokens(attention, dtype, visible);
       for (const bool causal : kCausal) {
@@ -246,14 +265,15 @@ void check_within_values(const AttentionShape& shape, const Values& y, const Val
 void check_nan_stays_in_channel(const Attention& attention) {
   constexpr int64_t kBatch = 2, kLength = 133, kChannels = 35, kEntry = 1, kRow = 70, kChannel = 18;
   const Shape shape{kBatch, kLength, kChannels};
-  for (const DType dtype : kDTypes) {
+  for (const DType dtype : dtypes()) {
     for (const bool causal : kCausal) {
       for (int spoilt = 0; spoilt < 3; ++spoilt) {
         Tensor inputs[] = {uniform(shape), uniform(shape), uniform(shape)};
         const AttentionShape sizes{kBatch, kLength, kChannels, causal};
         inputs[spoilt].data<double>()[sizes.index(kEntry, kRow, kChannel)] = NAN;
-        const Values y = values_of(attention.run(cast(inputs[0], dtype), cast(inputs[1], dtype),
-                                                 cast(inputs[2], dtype), {.causal = causal, .key_mask = {}}));
+        const Values y =
+            values_of(attention.run(on_test_device(inputs[0], dtype), on_test_device(inputs[1], dtype),
+                                    on_test_device(inputs[2], dtype), {.causal = causal, .key_mask = {}}));
         int64_t wrong = 0;
         for (int64_t b = 0; b < kBatch; ++b) {
           for (int64_t i = 0; i < kLength; ++i) {

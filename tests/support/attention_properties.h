@@ -49,7 +49,7 @@ struct AttentionResult {
 void check_result(const AttentionResult& actual, const AttentionResult& expected, const Tensor& q,
                   const Tensor& k, Tolerance output, Tolerance gradient, const std::string& what);
 
-/// Runs the mechanism both ways in `dtype`. q, k, v, dy: f64.
+/// Runs the mechanism both ways in `dtype` on the test device. q, k, v, dy: f64 on the CPU, as is the mask.
 AttentionResult run_attention(const Attention& attention, const Tensor& q, const Tensor& k, const Tensor& v,
                               const Tensor& dy, DType dtype, const AttentionOptions& options);
 
@@ -59,9 +59,9 @@ AttentionShape attention_shape(const Tensor& q, const AttentionOptions& options)
 /// x rounded to `dtype`, still in f64.
 Tensor rounded_to(const Tensor& x, DType dtype);
 
-/// Checks, in f64 and f32, causal and not, for all masks: later tokens and other batch entries (even NaN) do
-/// not matter, nor do hidden keys; a query that sees no key has output 0, and it and a key that nothing sees
-/// have gradients of 0; outputs do not change without gradients; empty tensors pass.
+/// Checks, in f64 and f32 (on a GPU in bf16 too), causal and not, for all masks: later tokens and other batch
+/// entries (even NaN) do not matter, nor do hidden keys; a query that sees no key has output 0, and it and a
+/// key that nothing sees have gradients of 0; outputs do not change without gradients; empty tensors pass.
 void check_attention_properties(const Attention& attention);
 
 /// Checks that each y lies between the least and the largest v that its query sees, but for `slack` times

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "core/dtype.h"
 #include "core/error.h"
 
 // What counts as equal to a naive reference, for the tests and for the benchmarks that check a kernel before
@@ -22,6 +23,12 @@ struct Tolerance {
 };
 inline constexpr Tolerance kF64Tolerance{1e-12, 1e-12};
 inline constexpr Tolerance kF32Tolerance{2e-6, 2e-5};
+/// For bf16 storage with f32 arithmetic: a few roundings to 8 bits of the result and of what is kept.
+inline constexpr Tolerance kBf16Tolerance{1e-3, 2e-2};
+
+constexpr Tolerance tolerance_of(DType dtype) {
+  return dtype == DType::f64 ? kF64Tolerance : dtype == DType::bf16 ? kBf16Tolerance : kF32Tolerance;
+}
 
 /// Empty where every element is as close to the reference as the tolerance asks, else a line that starts with
 /// `what` and names the worst one. `terms` is the magnitude of the terms that the result is a sum of, for

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <string_view>
 
 #include "autograd/gradcheck.h"
 #include "core/parallel.h"
@@ -21,12 +23,17 @@ bool is_differentiated(const Tensor& input) {
   return input.defined() && input.dtype() == DType::f64;
 }
 
-/// The inputs as fresh leaves of `dtype`.
-std::vector<Tensor> leaves(const std::vector<Tensor>& inputs, DType dtype, bool gradients) {
+/// The inputs on `device`, the differentiated ones as fresh leaves of `dtype`.
+std::vector<Tensor> leaves(const std::vector<Tensor>& inputs, DType dtype, bool gradients,
+                           Device device = kCpu) {
   std::vector<Tensor> result;
   for (const Tensor& input : inputs) {
-    result.push_back(is_differentiated(input) ? leaf(values_of(input), input.shape(), dtype) : input);
-    if (is_differentiated(input) && !gradients) result.back().set_requires_grad(false);
+    if (!is_differentiated(input)) {
+      result.push_back(input.defined() ? to(input, device) : input);
+      continue;
+    }
+    const Tensor elements = to(cast(from_vector(values_of(input), input.shape()), dtype), device);
+    result.push_back(elements.detach().set_requires_grad(gradients));
   }
   return result;
 }
@@ -37,11 +44,11 @@ struct Evaluation {
 };
 
 /// Runs the op, and backward from `dy` (cast to the op's dtype) where it is defined.
-Evaluation evaluate(const OpTest& test, DType dtype, const Tensor& dy) {
-  const std::vector<Tensor> inputs = leaves(test.inputs, dtype, test.gradients);
+Evaluation evaluate(const OpTest& test, DType dtype, const Tensor& dy, Device device = kCpu) {
+  const std::vector<Tensor> inputs = leaves(test.inputs, dtype, test.gradients, device);
   Evaluation result{test.op(inputs), {}};
   if (!dy.defined()) return result;
-  result.output.backward(dtype == DType::f64 ? dy : cast(dy, dtype));
+  result.output.backward(to(dtype == DType::f64 ? dy : cast(dy, dtype), device));
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (!is_differentiated(test.inputs[i])) continue;
     const Tensor gradient = inputs[i].grad();
@@ -51,8 +58,25 @@ Evaluation evaluate(const OpTest& test, DType dtype, const Tensor& dy) {
 }
 
 bool same_bits(const Tensor& a, const Tensor& b) {
-  return a.shape() == b.shape() &&
-         std::memcmp(a.data(), b.data(), static_cast<size_t>(a.count() * size_of(a.dtype()))) == 0;
+  if (a.shape() != b.shape() || a.dtype() != b.dtype()) return false;
+  const Tensor left = to(a.detach(), kCpu), right = to(b.detach(), kCpu);
+  return std::memcmp(left.data(), right.data(), static_cast<size_t>(a.count() * size_of(a.dtype()))) == 0;
+}
+
+/// The test with its inputs rounded to `dtype`, so that every wider dtype computes at the same point.
+OpTest rounded_to(DType dtype, const OpTest& test) {
+  OpTest rounded = test;
+  for (Tensor& input : rounded.inputs) {
+    if (is_differentiated(input)) input = cast(cast(input, dtype), DType::f64);
+  }
+  return rounded;
+}
+
+constexpr double kLargestGradient = 2;
+
+/// An output gradient that `dtype` holds exactly.
+Tensor output_gradient(const Shape& shape, DType dtype) {
+  return cast(cast(uniform(shape, -kLargestGradient, kLargestGradient), dtype), DType::f64);
 }
 
 void check_values(const OpTest& test, DType dtype, const Tensor& output) {
@@ -61,7 +85,7 @@ void check_values(const OpTest& test, DType dtype, const Tensor& output) {
     inputs.push_back(input.defined() ? values_of(is_differentiated(input) ? cast(input, dtype) : input)
                                      : Values());
   }
-  check_close(values_of(output), test.naive(inputs), dtype == DType::f64 ? kF64Tolerance : kF32Tolerance,
+  check_close(values_of(output), test.naive(inputs), tolerance_of(dtype),
               test.name + " " + std::string(name_of(dtype)));
 }
 
@@ -99,16 +123,54 @@ void check_meta(const OpTest& test, const Shape& expected) {
   if (output.requires_grad()) output.backward(empty(expected, output.options()));
 }
 
-}  // namespace
-
-Values values_of(const Tensor& tensor) {
-  return tensor.dtype() == DType::f64 ? tensor.to_vector<double>()
-                                      : cast(tensor.detach(), DType::f64).to_vector<double>();
+/// The op on the test device against itself on the CPU in f64.
+void check_on_device(const OpTest& test) {
+  for (const DType dtype : test_dtypes()) {
+    if (dtype == DType::bf16 && !test.in_bf16) continue;
+    const Tolerance tolerance = tolerance_of(dtype);
+    const std::string what = test.name + " " + std::string(name_of(dtype)) + " on the device";
+    const OpTest rounded = rounded_to(dtype, test);
+    const Shape shape = evaluate(rounded, DType::f64, {}).output.shape();
+    const Tensor dy = test.gradients ? output_gradient(shape, dtype) : Tensor();
+    const Evaluation expected = evaluate(rounded, DType::f64, dy);
+    const Evaluation actual = evaluate(rounded, dtype, dy, test_device());
+    CHECK_MESSAGE(actual.output.device() == test_device(), what, ": the output is elsewhere");
+    check_close(values_of(actual.output), values_of(expected.output), tolerance, what,
+                dtype == DType::bf16 ? test.bf16_terms : 0);
+    const Evaluation again = evaluate(rounded, dtype, dy, test_device());
+    CHECK_MESSAGE(same_bits(again.output, actual.output), what, ": other bits in a second run");
+    for (size_t i = 0; i < actual.gradients.size(); ++i) {
+      const std::string gradient = what + ", gradient " + std::to_string(i);
+      check_close(values_of(actual.gradients[i]), values_of(expected.gradients[i]), tolerance, gradient,
+                  kLargestGradient);
+      CHECK_MESSAGE(same_bits(again.gradients[i], actual.gradients[i]), gradient,
+                    ": other bits in a second run");
+    }
+  }
 }
 
-Tensor leaf(const Values& values, const Shape& shape, DType dtype) {
-  const Tensor wide = from_vector(values, shape);
-  return (dtype == DType::f64 ? wide : cast(wide, dtype)).detach().set_requires_grad();
+}  // namespace
+
+Device test_device() {
+  static const Device device = [] {
+    const char* name = std::getenv("ELWISE_TEST_DEVICE");
+    return name != nullptr ? parse_device(name) : kCpu;
+  }();
+  return device;
+}
+
+std::vector<DType> test_dtypes() {
+  std::vector<DType> dtypes{DType::f64, DType::f32};
+  if (test_device() != kCpu) dtypes.push_back(DType::bf16);
+  return dtypes;
+}
+
+Values values_of(const Tensor& tensor) {
+  return cast(to(tensor.detach(), kCpu), DType::f64).to_vector<double>();
+}
+
+Tensor leaf(const Values& values, const Shape& shape, DType dtype, Device device) {
+  return to(cast(from_vector(values, shape), dtype), device).detach().set_requires_grad();
 }
 
 Tensor uniform(const Shape& shape, double low, double high) {
@@ -124,7 +186,8 @@ void check_close(const Values& actual, const Values& expected, Tolerance toleran
 }
 
 void check_op(const OpTest& test) {
-  for (const DType dtype : {DType::f64, DType::f32}) {
+  if (test_device() != kCpu) return check_on_device(test);
+  for (const DType dtype : test_dtypes()) {
     const Tensor output = evaluate(test, dtype, {}).output;
     check_values(test, dtype, output);
     Tensor dy;
@@ -135,14 +198,8 @@ void check_op(const OpTest& test) {
   check_meta(test, output.shape());
   if (!test.gradients) return;
   check_jacobian(test, output.count());
-  // f32 gradients against f64 ones at the same point: the inputs rounded to f32.
-  OpTest rounded = test;
-  for (Tensor& input : rounded.inputs) {
-    if (is_differentiated(input)) input = cast(cast(input, DType::f32), DType::f64);
-  }
-  constexpr double kLargestGradient = 2;
-  const Tensor dy =
-      cast(cast(uniform(output.shape(), -kLargestGradient, kLargestGradient), DType::f32), DType::f64);
+  const OpTest rounded = rounded_to(DType::f32, test);
+  const Tensor dy = output_gradient(output.shape(), DType::f32);
   const Evaluation wide = evaluate(rounded, DType::f64, dy), narrow = evaluate(rounded, DType::f32, dy);
   for (size_t i = 0; i < wide.gradients.size(); ++i) {
     check_close(values_of(narrow.gradients[i]), values_of(wide.gradients[i]), kF32Tolerance,

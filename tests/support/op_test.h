@@ -17,8 +17,8 @@ namespace elwise::testing {
 /// The elements as doubles (f32, f64, i64, bool).
 Values values_of(const Tensor& tensor);
 
-/// An f64 (or f32) leaf of these values that requires its gradient.
-Tensor leaf(const Values& values, const Shape& shape, DType dtype = DType::f64);
+/// A leaf of these values that requires its gradient.
+Tensor leaf(const Values& values, const Shape& shape, DType dtype = DType::f64, Device device = kCpu);
 
 /// An f64 tensor uniform in [low, high), from a generator that all tests of a program share.
 Tensor uniform(const Shape& shape, double low = -2, double high = 2);
@@ -36,13 +36,23 @@ struct OpTest {
   /// The reference: the inputs' elements (empty for an undefined one) -> the output's.
   std::function<Values(const std::vector<Values>&)> naive;
   bool gradients = true;  // check them
+  bool in_bf16 = true;    // on a GPU: check it in bf16, too
+  double bf16_terms = 0;  // the magnitude of what the output is a mean of, where more than its own: it has
+                          // that magnitude's digits
 };
 
 /// Checks, in f64 and f32: the values against `naive`; the gradients, in f64 by central differences (the full
 /// Jacobian, where it has at most kJacobianEntries entries) and in f32 against those in f64; the same bits
 /// with 1, 2 and 3 threads; the shape on meta. Everything runs on NaN-filled fresh memory (ELWISE_POISON=1).
+/// Where test_device() is a GPU: values and gradients there against the CPU's, in f64, f32 and bf16, and the
+/// same bits in a second run.
 void check_op(const OpTest& test);
 inline constexpr int64_t kJacobianEntries = 40'000;
+
+/// Where tests compute: the CPU or, with ELWISE_TEST_DEVICE=cuda in the environment, cuda:0.
+Device test_device();
+/// The dtypes that ops compute in there: f64, f32 and, on a GPU, bf16.
+std::vector<DType> test_dtypes();
 
 /// Sizes around the widths of vectors and blocks, and an odd large one.
 inline constexpr int64_t kOddSizes[] = {1, 31, 32, 33, 63, 1027};

@@ -73,6 +73,15 @@ TEST_CASE("the longest length is what trying every length gives") {
   }
 }
 
+TEST_CASE("AFT's longest length ends where its biases do") {
+  const CostRequest request = tiny("aft");
+  for (const int64_t length : {int64_t{1024}, nn::kLongestPositionBias}) {
+    CHECK(tools::find_longest_length(request, peak(request, length)).length == length);
+  }
+  const int64_t plenty = int64_t{1} << 50;
+  CHECK(tools::find_longest_length(request, plenty).length == nn::kLongestPositionBias);
+}
+
 TEST_CASE("a search leaves the memory limits as they were") {
   const int64_t cpu = memory_limit(kCpu), meta = memory_limit(kMeta);
   tools::find_longest_length(tiny("sa"), int64_t{1} << 24);

@@ -25,10 +25,10 @@ TEST_CASE("every measurement has all JSON fields") {
   const TemporaryFolder folder;
   const auto path = folder / "cost.json";
   const Run result =
-      run(kTiny + "--attention sa,ea,ea-2,ea-6,ea-series-composed-6,none --json " + path.string());
+      run(kTiny + "--attention sa,la,aft,ea,ea-2,ea-6,ea-series-composed-6,none --json " + path.string());
   CHECK_MESSAGE(result.status == 0, result.output);
   const auto lines = json_lines(path);
-  REQUIRE(lines.size() == 6);
+  REQUIRE(lines.size() == 8);
   for (const nlohmann::json& line : lines) {
     for (const char* field : {"attention",
                               "device",
@@ -61,7 +61,7 @@ TEST_CASE("every measurement has all JSON fields") {
     CHECK(line["step_ms"].get<double>() >= line["forward_ms"].get<double>());
   }
   CHECK(lines[0]["order"].is_null());
-  CHECK(lines[3]["order"] == 6);
+  CHECK(lines[5]["order"] == 6);
 }
 
 TEST_CASE("--profile prints and writes each kernel's time and share of the roofline") {
@@ -139,7 +139,7 @@ TEST_CASE("bad input: one line that says what is wrong, exit 2 for usage and 1 f
   const TemporaryFolder folder;
   const std::string empty = folder.write("empty.txt", "").string();
   const std::tuple<std::string, int, std::string> cases[] = {
-      {"--attention nonsense", 2, "expected sa, sa-tiled, ea, ea-N"},
+      {"--attention nonsense", 2, "expected sa, sa-tiled, la, aft, ea, ea-N"},
       {"--attention ea-3", 2, "order 3, expected an even one in 0 .. 16"},
       {"--attention ea-18", 2, "expected an even one in 0 .. 16"},
       {"--seq-len 0", 2, "--seq-len: expected a number above 0, got 0"},
@@ -147,7 +147,7 @@ TEST_CASE("bad input: one line that says what is wrong, exit 2 for usage and 1 f
       {"--hidden 33", 2, "33 is not divisible by 4 heads"},
       {"--dtype f16", 2, "--dtype"},
       {"--device tpu", 2, "expected cpu, meta"},
-      {"--device cuda", 2, "no CUDA"},
+      {"--device cuda:99", 1, "no CUDA device: "},
       {"--memory-budget lots", 2, "'lots' is not a size"},
       {"--nonsense", 2, "--nonsense"},
       {"--text " + (folder / "missing.txt").string(), 1, "missing.txt"},

@@ -3,7 +3,8 @@
     python3 -m venv venv && . venv/bin/activate && pip install torch numpy safetensors
     python3 make_golden.py
 
-writes initial.safetensors, inputs.safetensors and one file per case into this script's folder. The model is
+writes initial.safetensors, initial-aft.safetensors, inputs.safetensors and one file per case into this script's
+folder. The model is
 Hugging Face's BERT (Post-LN, exact GELU, no dropout), spelt out below in plain tensor operations: a second,
 independent statement of it, from which autograd takes the gradients.
 
@@ -25,11 +26,11 @@ MAX_POSITIONS, TOKEN_TYPES, CLASSES = 16, 2, 3
 LAYER_NORM_EPS = 1e-12
 
 STEPS = 10
-# Under SA the key bias has a gradient of exactly 0, which rounding turns into some 1e-16. Divided by the
+# Under SA and AFT the key bias has a gradient of exactly 0, which rounding turns into some 1e-16. Divided by the
 # usual eps of 1e-8 that noise shows in the final values at 4e-10; with 1e-4 they repeat to a few 1e-13.
 ADAMW = dict(lr=1e-2, betas=(0.9, 0.999), eps=1e-4, weight_decay=0.01)
 
-ATTENTIONS = ("sa", "ea", "ea-2", "ea-6")
+ATTENTIONS = ("sa", "la", "aft", "ea", "ea-2", "ea-6")
 
 
 def parameter_shapes():
@@ -81,6 +82,14 @@ def initial_parameters():
     return parameters
 
 
+def position_biases():
+    """What AFT learns besides: a bias for each pair of positions, in each layer."""
+    rng = np.random.default_rng(20250112)
+    shape = (MAX_POSITIONS, MAX_POSITIONS)
+    names = (f"bert.encoder.layer.{n}.attention.self.position_bias" for n in range(LAYERS))
+    return {name: torch.from_numpy(0.5 * rng.standard_normal(shape)) for name in names}
+
+
 def make_inputs():
     """Two sequences of nine tokens, without id 0: Hugging Face gives that embedding row no gradient."""
     return {
@@ -95,13 +104,19 @@ def make_inputs():
     }
 
 
-def attention_weights(attention, q, k):
+def attention_weights(attention, q, k, position_bias):
     """Unnormalised weights [B, i, j, c]; the values are small enough for exp to need no shift."""
-    if attention == "sa":
+    if attention in ("sa", "la"):
         head = HIDDEN // HEADS
         q, k = q.unflatten(-1, (HEADS, head)), k.unflatten(-1, (HEADS, head))
-        scores = torch.einsum("bihd,bjhd->bijh", q, k) / math.sqrt(head)
-        return scores.exp().repeat_interleave(head, dim=-1)  # the channels of a head share its weight
+        if attention == "sa":
+            weights = torch.exp(torch.einsum("bihd,bjhd->bijh", q, k) / math.sqrt(head))
+        else:
+            weights = torch.einsum("bihd,bjhd->bijh", F.elu(q) + 1, F.elu(k) + 1)
+        return weights.repeat_interleave(head, dim=-1)  # the channels of a head share its weight
+    if attention == "aft":
+        length = q.shape[1]
+        return torch.exp(k[:, None, :, :] + position_bias[:length, :length, None])
     q, k = q[:, :, None, :], k[:, None, :, :]
     if attention == "ea":
         return torch.exp(-((q - k) ** 2))
@@ -111,15 +126,17 @@ def attention_weights(attention, q, k):
     return torch.exp(-(k**2)) * polynomial
 
 
-def attend(attention, q, k, v, visible):
-    """Weighted mean of v over the visible keys, channel by channel; 0 for a query that sees none.
+def attend(attention, q, k, v, visible, position_bias=None):
+    """Weighted mean of v over the visible keys, channel by channel; 0 for a query that sees none. AFT opens it
+    by sigmoid(q).
 
     visible: bool [B, i, j]. The divisor is replaced where it is 0, so that no 0/0 reaches a gradient.
     """
-    weights = attention_weights(attention, q, k) * visible[..., None]
+    weights = attention_weights(attention, q, k, position_bias) * visible[..., None]
     total = weights.sum(dim=2)
     sees_a_key = visible.any(dim=2)[..., None]
-    return torch.einsum("bijc,bjc->bic", weights, v) / torch.where(sees_a_key, total, 1.0)
+    mean = torch.einsum("bijc,bjc->bic", weights, v) / torch.where(sees_a_key, total, 1.0)
+    return torch.sigmoid(q) * mean if attention == "aft" else mean
 
 
 class Bert:
@@ -164,7 +181,8 @@ class Bert:
 
     def layer(self, name, x, visible):
         q, k, v = (self.linear(f"{name}.attention.self.{p}", x) for p in ("query", "key", "value"))
-        context = attend(self.attention, q, k, v, visible)
+        position_bias = self.parameters.get(f"{name}.attention.self.position_bias")
+        context = attend(self.attention, q, k, v, visible, position_bias)
         attended = self.linear(f"{name}.attention.output.dense", context)
         x = self.layer_norm(f"{name}.attention.output.LayerNorm", x + attended)
         inner = self.gelu(self.linear(f"{name}.intermediate.dense", x))
@@ -228,8 +246,10 @@ def main():
     initial, inputs = initial_parameters(), make_inputs()
     save_file(initial, folder / "initial.safetensors")
     save_file(inputs, folder / "inputs.safetensors")
+    save_file(position_biases(), folder / "initial-aft.safetensors")
     for attention, causal, padded in itertools.product(ATTENTIONS, (False, True), (False, True)):
-        golden = make_case(initial, inputs, attention, causal, padded)
+        parameters = initial | position_biases() if attention == "aft" else initial
+        golden = make_case(parameters, inputs, attention, causal, padded)
         name = case_name(attention, causal, padded)
         save_file(golden, folder / f"{name}.safetensors")
         print(f"{name:20} loss {golden['losses'][0]:.6f}, before step {STEPS}: {golden['losses'][-1]:.6f}")

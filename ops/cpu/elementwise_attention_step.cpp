@@ -1,0 +1,195 @@
+// Full element-wise attention and the Attention Free Transformer for one query over a cache: eq. 2 and 19 of
+// arXiv 2501.05730. One pass over the cache, relative to the nearest key so far.
+
+#include "ops/attention_step_kernels.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/cpu/elementwise_attention_step.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "ops/cpu/row-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace elwise::cpu::HWY_NAMESPACE {
+namespace {
+
+template <class T>
+using Tag = hn::ScalableTag<T>;
+template <class T>
+using Vec = hn::Vec<Tag<T>>;
+
+/// EA: a key weighs exp(-d^2), d = |q - k|.
+template <class T>
+struct SquaredDistance {
+  Vec<T> q;
+
+  HWY_INLINE Vec<T> distance(Vec<T> k, int64_t) const { return hn::Abs(hn::Sub(q, k)); }
+  /// exp(near^2 - far^2): of differences, which keep their digits.
+  static HWY_INLINE Vec<T> ratio(Vec<T> near, Vec<T> far) {
+    return ExpNonPositive(Tag<T>(), hn::Mul(hn::Sub(near, far), hn::Add(near, far)));
+  }
+};
+
+/// AFT: a key weighs exp(-d), d = -(k + bias of its row).
+template <class T>
+struct NegativeBiasedKey {
+  const T* bias;  // of the query's position
+
+  HWY_INLINE Vec<T> distance(Vec<T> k, int64_t row) const {
+    return hn::Neg(hn::Add(k, hn::Set(Tag<T>(), bias[row])));
+  }
+  static HWY_INLINE Vec<T> ratio(Vec<T> near, Vec<T> far) {
+    return ExpNonPositive(Tag<T>(), hn::Sub(near, far));
+  }
+};
+
+/// Sums of weights, and of weights times values, relative to the weight at distance `nearest`.
+template <class T>
+struct WeightedSums {
+  Vec<T> nearest = hn::Set(Tag<T>(), std::numeric_limits<T>::infinity());
+  Vec<T> weights = hn::Zero(Tag<T>());
+  Vec<T> values = hn::Zero(Tag<T>());
+
+  /// Adds other sums of the same kind, which hold at least one key.
+  template <class Weight>
+  HWY_INLINE void add(const WeightedSums& other) {
+    const Vec<T> both = hn::Min(nearest, other.nearest);
+    const Vec<T> factor = Weight::ratio(both, nearest), other_factor = Weight::ratio(both, other.nearest);
+    weights = hn::MulAdd(weights, factor, hn::Mul(other.weights, other_factor));
+    values = hn::MulAdd(values, factor, hn::Mul(other.values, other_factor));
+    nearest = both;
+  }
+};
+
+/// Up to kBlock rows of one vector of channels.
+inline constexpr int64_t kBlock = 8;
+
+/// The sums of rows [begin, begin + kRows).
+template <int64_t kRows, class T, class Weight>
+HWY_INLINE WeightedSums<T> block_sums(const Weight& weight, const T* k, const T* v, int64_t stride,
+                                      int64_t begin, int64_t lanes) {
+  constexpr int64_t kAhead = 4 * kBlock;  // rows; what lies beyond the cache is not fetched, and does no harm
+  const Tag<T> d;
+  WeightedSums<T> sums;
+  Vec<T> distances[kRows];
+#pragma GCC unroll 8
+  for (int64_t row = 0; row < kRows; ++row) {
+    const int64_t at = (begin + row) * stride;
+    hwy::Prefetch(k + at + kAhead * stride);
+    hwy::Prefetch(v + at + kAhead * stride);
+    distances[row] = weight.distance(load_lanes(d, k + at, lanes), begin + row);
+    sums.nearest = hn::Min(sums.nearest, distances[row]);
+  }
+#pragma GCC unroll 8
+  for (int64_t row = 0; row < kRows; ++row) {
+    const Vec<T> w = Weight::ratio(sums.nearest, distances[row]);
+    sums.weights = hn::Add(sums.weights, w);
+    sums.values = hn::MulAdd(w, load_lanes(d, v + (begin + row) * stride, lanes), sums.values);
+  }
+  return sums;
+}
+
+/// The mean of `rows` values. Sums of segments join the total: long sums stay accurate.
+template <class T, class Weight>
+HWY_INLINE Vec<T> weighted_mean(const Weight& weight, const T* k, const T* v, int64_t stride, int64_t rows,
+                                int64_t lanes) {
+  constexpr int64_t kSegment = 32 * kBlock;
+  WeightedSums<T> total;
+  for (int64_t segment = 0; segment < rows; segment += kSegment) {
+    const int64_t end = std::min(rows, segment + kSegment);
+    WeightedSums<T> sums;
+    int64_t row = segment;
+    for (; row + kBlock <= end; row += kBlock) {
+      sums.template add<Weight>(block_sums<kBlock, T>(weight, k, v, stride, row, lanes));
+    }
+    for (; row < end; ++row) sums.template add<Weight>(block_sums<1, T>(weight, k, v, stride, row, lanes));
+    total.template add<Weight>(sums);
+  }
+  return hn::Div(total.values, total.weights);
+}
+
+/// Calls body(batch, channel, lanes, keys, k, v) for every vector of channels, in parallel: k and v point at
+/// its first row in the cache.
+template <class T, class Body>
+void for_each_vector_of_channels(const CachePointers& cache, const Body& body) {
+  const int64_t kLanes = hn::MaxLanes(Tag<T>()), vectors = (cache.channels + kLanes - 1) / kLanes;
+  const int64_t grain = 1 + kElementsPerThread / (std::max<int64_t>(cache.longest, 1) * kLanes);
+  parallel_for(cache.batch * vectors, grain, [&](int64_t begin, int64_t end) HWY_ATTR {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t batch = item / vectors, channel = item % vectors * kLanes;
+      const int64_t first = batch * cache.capacity * cache.channels + channel;
+      body(batch, channel, std::min(kLanes, cache.channels - channel), cache.lengths[batch],
+           static_cast<const T*>(cache.k) + first, static_cast<const T*>(cache.v) + first);
+    }
+  });
+}
+
+template <class T>
+void ea_all(const EaStep& args) {
+  const auto* q = static_cast<const T*>(args.q);
+  auto* y = static_cast<T*>(args.y);
+  const int64_t stride = args.cache.channels;
+  for_each_vector_of_channels<T>(args.cache, [&](int64_t batch, int64_t channel, int64_t lanes, int64_t rows,
+                                                 const T* k, const T* v) HWY_ATTR {
+    const Tag<T> d;
+    const int64_t at = batch * stride + channel;
+    Vec<T> answer = hn::Zero(d);
+    if (rows > 0) {
+      const SquaredDistance<T> weight{load_lanes(d, q + at, lanes)};
+      answer = weighted_mean(weight, k, v, stride, rows, lanes);
+    }
+    store_lanes(d, answer, y + at, lanes);
+  });
+}
+
+template <class T>
+void aft_all(const AftStep& args) {
+  const auto *q = static_cast<const T*>(args.q), *bias = static_cast<const T*>(args.position_bias);
+  auto* y = static_cast<T*>(args.y);
+  const int64_t stride = args.cache.channels;
+  for_each_vector_of_channels<T>(args.cache, [&](int64_t batch, int64_t channel, int64_t lanes, int64_t rows,
+                                                 const T* k, const T* v) HWY_ATTR {
+    const Tag<T> d;
+    const int64_t at = batch * stride + channel;
+    Vec<T> answer = hn::Zero(d);
+    if (rows > 0) {
+      const NegativeBiasedKey<T> weight{bias + (rows - 1) * args.positions};
+      answer =
+          hn::Mul(Sigmoid(d, load_lanes(d, q + at, lanes)), weighted_mean(weight, k, v, stride, rows, lanes));
+    }
+    store_lanes(d, answer, y + at, lanes);
+  });
+}
+
+void ea_step_simd(const EaStep& args) {
+  dispatch_f32_f64(args.dtype, "ea_step", [&]<class T>() { ea_all<T>(args); });
+}
+
+void aft_step_simd(const AftStep& args) {
+  dispatch_f32_f64(args.dtype, "aft_step", [&]<class T>() { aft_all<T>(args); });
+}
+
+}  // namespace
+}  // namespace elwise::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace elwise::cpu {
+
+HWY_EXPORT(ea_step_simd);
+HWY_EXPORT(aft_step_simd);
+
+void ea_step(const EaStep& args) {
+  HWY_DYNAMIC_DISPATCH(ea_step_simd)(args);
+}
+
+void aft_step(const AftStep& args) {
+  HWY_DYNAMIC_DISPATCH(aft_step_simd)(args);
+}
+
+}  // namespace elwise::cpu
+#endif

@@ -1,0 +1,73 @@
+"""What CUDA kernels are held to, and the exceptions with their reasons."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from kernel_resources import Kernel, without
+
+WIDE_BITS = 128  # 16 bytes, the widest access of a thread
+MOST_MOVED = 1.5  # times the fewest bytes
+
+# Kernels, by their name with its arguments, that may load or store less than 16 bytes at a time.
+NARROW_LOADS = {
+    r"^(combine|add)_\w+_kernel<": "a thread per sum walks over few chunks; the lanes of a warp read neighbours",
+    r"^reduce_kernel<.*Largest<": "the second launch, over few partial results",
+    r"^transpose_kernel<": "a warp reads and writes 128 neighbouring bytes, turned in shared memory",
+}
+NARROW_STORES = {
+    r"^(combine|add)_\w+_kernel<": NARROW_LOADS[r"^(combine|add)_\w+_kernel<"],
+    r"^reduce_kernel<": "writes one result for many elements read",
+    r"^transpose_kernel<": NARROW_LOADS[r"^transpose_kernel<"],
+}
+
+# Kernels of the contracts that may move more than MOST_MOVED times what cost() says.
+MOVES_MORE: dict[str, str] = {}
+
+
+NUMBER = r"-?[0-9]+u?l*|true|false"
+ENUMERATOR = r"\(\w+\)[0-9]+"
+
+
+def operation_of(name: str) -> str:
+    """What forms for other widths, orders and the like share: "binary_kernel<float, (BinaryOp)0>"."""
+    return without(name, NUMBER)
+
+
+def family_of(name: str) -> str:
+    """What forms for other operations share too: "binary_kernel<float>"."""
+    return without(name, f"{NUMBER}|{ENUMERATOR}")
+
+
+def excused(name: str, exceptions: dict[str, str]) -> bool:
+    return any(re.search(pattern, name) for pattern in exceptions)
+
+
+def aligned_width(kernels: Iterable[Kernel], field: str) -> int | None:
+    """The widest access of each operation, as unaligned operands have a form of their own, and of these the narrowest.
+    0 where there is none; None where it is not known."""
+    widest: dict[str, int | None] = {}
+    for kernel in kernels:
+        operation, bits = operation_of(kernel.name), getattr(kernel, field)
+        widest[operation] = bits if widest.get(operation) is None else max(widest[operation], bits)
+    widths = [bits for bits in widest.values() if bits != 0]
+    return None if None in widths else min(widths, default=0)
+
+
+def faults_of(kernels: Sequence[Kernel], moved: dict[str, float]) -> list[str]:
+    """A line for each broken rule. `moved`: kernel of a contract -> bytes moved / fewest."""
+    lines = [f"{kernel.source}: {kernel.name} spills {kernel.spill_bytes} bytes" for kernel in kernels
+             if kernel.spill_bytes > 0]
+    forms: dict[tuple[str, str], list[Kernel]] = {}
+    for kernel in kernels:
+        if kernel.is_f32:
+            forms.setdefault((kernel.source, operation_of(kernel.name)), []).append(kernel)
+    for (source, name), same in forms.items():
+        for field, what, exceptions in (("load_bits", "load", NARROW_LOADS), ("store_bits", "store", NARROW_STORES)):
+            bits = aligned_width(same, field)
+            if bits and bits < WIDE_BITS and not excused(name, exceptions):
+                lines.append(f"{source}: {name}: its widest {what} has {bits} bits, expected {WIDE_BITS}")
+    lines += [f"{kernel} moves {ratio:.2f} times the fewest bytes, expected at most {MOST_MOVED}"
+              for kernel, ratio in moved.items() if ratio > MOST_MOVED and kernel not in MOVES_MORE]
+    return lines
