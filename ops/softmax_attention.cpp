@@ -147,14 +147,14 @@ Tensor softmax_attention_tiled(const Tensor& q, const Tensor& k, const Tensor& v
                                const AttentionOptions& options, double dropout_p, Generator& generator) {
   check_arguments("softmax_attention_tiled", q, k, v, heads, options, dropout_p);
   const Tensor y = empty(q.shape(), q.options());
-  const Tensor logsumexp = empty({q.size(0), heads, q.size(1)}, q.options());
+  const Tensor logsumexp = empty({q.size(0), heads, q.size(1)},
+                                 {.dtype = accumulation_dtype(q.dtype()), .device = q.device()});
   TiledAttentionForward forward{.dtype = q.dtype(),
                                 .q = q.data(),
                                 .k = k.data(),
                                 .v = v.data(),
                                 .y = y.data(),
                                 .logsumexp = logsumexp.data(),
-                                .workspace = nullptr,
                                 .batch = q.size(0),
                                 .length = q.size(1),
                                 .channels = q.size(2),
@@ -164,11 +164,7 @@ Tensor softmax_attention_tiled(const Tensor& q, const Tensor& k, const Tensor& v
                                 .key_mask = key_mask_data(options),
                                 .dropout_p = dropout_p};
   if (dropout_p > 0) forward.stream = generator.reserve(static_cast<uint64_t>(logsumexp.count() * q.size(1)));
-  {
-    const Tensor workspace = empty({forward.workspace_elements()}, q.options());
-    forward.workspace = workspace.data();
-    ELWISE_DISPATCH(q.device(), tiled_attention_forward, (forward));
-  }
+  ELWISE_DISPATCH(q.device(), tiled_attention_forward, (forward));
   const auto backward = [forward, saved_q = SavedTensor(q), saved_k = SavedTensor(k),
                          saved_v = SavedTensor(v), saved_mask = SavedTensor(options.key_mask),
                          saved_y = SavedTensor(y),
@@ -176,30 +172,27 @@ Tensor softmax_attention_tiled(const Tensor& q, const Tensor& k, const Tensor& v
     const Tensor &query = saved_q.get(), &sums = saved_logsumexp.get();
     const Tensor dq = empty(query.shape(), query.options()), dk = empty(query.shape(), query.options()),
                  dv = empty(query.shape(), query.options()), delta = empty(sums.shape(), sums.options());
-    TiledAttentionBackward arguments{.dtype = forward.dtype,
-                                     .q = query.data(),
-                                     .k = saved_k.get().data(),
-                                     .v = saved_v.get().data(),
-                                     .y = saved_y.get().data(),
-                                     .dy = context.gradient().data(),
-                                     .logsumexp = sums.data(),
-                                     .delta = delta.data(),
-                                     .dq = dq.data(),
-                                     .dk = dk.data(),
-                                     .dv = dv.data(),
-                                     .workspace = nullptr,
-                                     .batch = forward.batch,
-                                     .length = forward.length,
-                                     .channels = forward.channels,
-                                     .heads = forward.heads,
-                                     .scale = forward.scale,
-                                     .causal = forward.causal,
-                                     .key_mask = key_mask_data({.key_mask = saved_mask.get()}),
-                                     .dropout_p = forward.dropout_p,
-                                     .stream = forward.stream};
-    const Tensor workspace = empty({arguments.workspace_elements()}, query.options());
-    arguments.workspace = workspace.data();
-    ELWISE_DISPATCH(query.device(), tiled_attention_backward, (arguments));
+    ELWISE_DISPATCH(query.device(), tiled_attention_backward,
+                    {.dtype = forward.dtype,
+                     .q = query.data(),
+                     .k = saved_k.get().data(),
+                     .v = saved_v.get().data(),
+                     .y = saved_y.get().data(),
+                     .dy = context.gradient().data(),
+                     .logsumexp = sums.data(),
+                     .delta = delta.data(),
+                     .dq = dq.data(),
+                     .dk = dk.data(),
+                     .dv = dv.data(),
+                     .batch = forward.batch,
+                     .length = forward.length,
+                     .channels = forward.channels,
+                     .heads = forward.heads,
+                     .scale = forward.scale,
+                     .causal = forward.causal,
+                     .key_mask = key_mask_data({.key_mask = saved_mask.get()}),
+                     .dropout_p = forward.dropout_p,
+                     .stream = forward.stream});
     return std::vector{dq, dk, dv};
   };
   return record("softmax_attention_tiled", {q, k, v}, y, backward);

@@ -255,28 +255,25 @@ struct Heads {
 };
 
 TiledAttentionForward tiled_arguments(const Shape& shape, bool causal, const Inputs& in, const Tensor& y,
-                                      const Tensor& logsumexp, Operands& operands) {
-  TiledAttentionForward arguments{.dtype = DType::f32,
-                                  .q = in.q.data(),
-                                  .k = in.k.data(),
-                                  .v = in.v.data(),
-                                  .y = y.data(),
-                                  .logsumexp = logsumexp.data(),
-                                  .workspace = nullptr,
-                                  .batch = shape[0],
-                                  .length = shape[1],
-                                  .channels = shape[2],
-                                  .heads = shape[2] / Heads::kSize,
-                                  .scale = Heads(shape, causal).sampled.scale(),
-                                  .causal = causal};
-  arguments.workspace = operands.scratch({arguments.workspace_elements()}).data();
-  return arguments;
+                                      const Tensor& logsumexp) {
+  return {.dtype = DType::f32,
+          .q = in.q.data(),
+          .k = in.k.data(),
+          .v = in.v.data(),
+          .y = y.data(),
+          .logsumexp = logsumexp.data(),
+          .batch = shape[0],
+          .length = shape[1],
+          .channels = shape[2],
+          .heads = shape[2] / Heads::kSize,
+          .scale = Heads(shape, causal).sampled.scale(),
+          .causal = causal};
 }
 
 KernelCall tiled_forward(const Shape& shape, bool causal, Operands operands) {
   const Inputs in(shape, operands);
   const Tensor y = operands.output(shape), logsumexp = operands.output({shape[2] / Heads::kSize, shape[1]});
-  const TiledAttentionForward arguments = tiled_arguments(shape, causal, in, y, logsumexp, operands);
+  const TiledAttentionForward arguments = tiled_arguments(shape, causal, in, y, logsumexp);
   return operands.call(cpu::tiled_attention_forward, arguments, [=] {
     const Heads heads(shape, causal);
     const Values q = heads.of(in.q), k = heads.of(in.k);
@@ -292,28 +289,26 @@ KernelCall tiled_backward(const Shape& shape, bool causal, Operands operands) {
   const Tensor dy = operands.uniform(shape, -kLargestGradient, kLargestGradient);
   const Shape per_query{shape[2] / Heads::kSize, shape[1]};
   const Tensor y = operands.scratch(shape), logsumexp = operands.scratch(per_query);
-  const TiledAttentionForward forward = tiled_arguments(shape, causal, in, y, logsumexp, operands);
+  const TiledAttentionForward forward = tiled_arguments(shape, causal, in, y, logsumexp);
   cpu::tiled_attention_forward(forward);
   const Gradients out(shape, operands);
-  TiledAttentionBackward arguments{.dtype = DType::f32,
-                                   .q = in.q.data(),
-                                   .k = in.k.data(),
-                                   .v = in.v.data(),
-                                   .y = y.data(),
-                                   .dy = dy.data(),
-                                   .logsumexp = logsumexp.data(),
-                                   .delta = operands.scratch(per_query).data(),
-                                   .dq = out.dq.data(),
-                                   .dk = out.dk.data(),
-                                   .dv = out.dv.data(),
-                                   .workspace = nullptr,
-                                   .batch = forward.batch,
-                                   .length = forward.length,
-                                   .channels = forward.channels,
-                                   .heads = forward.heads,
-                                   .scale = forward.scale,
-                                   .causal = causal};
-  arguments.workspace = operands.scratch({arguments.workspace_elements()}).data();
+  const TiledAttentionBackward arguments{.dtype = DType::f32,
+                                         .q = in.q.data(),
+                                         .k = in.k.data(),
+                                         .v = in.v.data(),
+                                         .y = y.data(),
+                                         .dy = dy.data(),
+                                         .logsumexp = logsumexp.data(),
+                                         .delta = operands.scratch(per_query).data(),
+                                         .dq = out.dq.data(),
+                                         .dk = out.dk.data(),
+                                         .dv = out.dv.data(),
+                                         .batch = forward.batch,
+                                         .length = forward.length,
+                                         .channels = forward.channels,
+                                         .heads = forward.heads,
+                                         .scale = forward.scale,
+                                         .causal = causal};
   return operands.call(cpu::tiled_attention_backward, arguments, [=] {
     const Heads heads(shape, causal);
     const naive::EaGradients expected = naive::softmax_attention_backward(

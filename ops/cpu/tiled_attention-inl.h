@@ -15,13 +15,14 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 
 #include "core/parallel.h"
 #include "core/simd-inl.h"
+#include "ops/cpu/attention_tiles.h"
 #include "ops/cpu/philox-inl.h"
 #include "ops/cpu/row-inl.h"
+#include "ops/cpu/thread_scratch.h"
 #include "ops/cpu/tile_product-inl.h"
 #include "ops/cpu/visible_keys.h"
 #include "ops/tiled_attention_kernels.h"
@@ -43,16 +44,20 @@ template <class T>
 inline constexpr int64_t kPanel = kProductVectors* kLanes<T>;
 static_assert(AttentionTiles::kPanel % kPanel<float> == 0 && AttentionTiles::kUnit % kProductRows == 0);
 
-/// Hands out a thread's part of the workspace.
+/// Hands out parts of the thread's scratch.
 template <class T>
-struct Scratch {
-  T* next;
+class Scratch {
+ public:
+  explicit Scratch(int64_t elements) : next_(thread_scratch<T>(elements)) {}
 
   T* take(int64_t elements) {
-    T* const taken = next;
-    next += elements;
+    T* const taken = next_;
+    next_ += elements;
     return taken;
   }
+
+ private:
+  T* next_;
 };
 
 /// Queries [begin, end) of one head.
@@ -107,21 +112,17 @@ struct Panel {
   int64_t vectors;
 };
 
-/// Calls body(block, scratch) for all blocks of queries. The heads' last blocks come first: in the causal
-/// form they are the longest. A block starts after all those with a smaller `task` have started.
+/// Calls body(block) for all blocks of queries. The heads' last blocks come first: in the causal form they
+/// are the longest.
 template <class T, class Arguments, class Body>
 void for_each_block(const Arguments& args, const Body& body) {
-  const AttentionTiles tiles = args.tiles();
+  const AttentionTiles tiles = AttentionTiles::of(args.batch, args.length, args.channels, args.heads);
   const int64_t heads = args.batch * args.heads;
-  std::atomic<int64_t> next = 0;
-  parallel_for(tiles.threads(), 1, [&](int64_t thread, int64_t) HWY_ATTR {
+  parallel_tasks(tiles.blocks, [&](int64_t task) HWY_ATTR {
     const FlushToZero flush;
-    for (int64_t task = next++; task < tiles.blocks; task = next++) {
-      const int64_t begin = (tiles.blocks / heads - 1 - task / heads) * tiles.queries;
-      body(QueryBlock<T, Arguments>{args, tiles, task, task % heads, begin,
-                                    std::min(begin + tiles.queries, args.length)},
-           Scratch<T>{static_cast<T*>(args.workspace) + thread * args.thread_elements()});
-    }
+    const int64_t begin = (tiles.blocks / heads - 1 - task / heads) * tiles.queries;
+    body(QueryBlock<T, Arguments>{args, tiles, task, task % heads, begin,
+                                  std::min(begin + tiles.queries, args.length)});
   });
 }
 

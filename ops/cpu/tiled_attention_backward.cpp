@@ -25,7 +25,24 @@ namespace {
 /// start: sums do not depend on the threads. A block waits only for one that has started.
 class Turns {
  public:
-  Turns(int64_t tasks, int64_t heads) : added_(static_cast<size_t>(tasks)), heads_(heads) {}
+  explicit Turns(const TiledAttentionBackward& args)
+      : added_(static_cast<size_t>(
+            AttentionTiles::of(args.batch, args.length, args.channels, args.heads).blocks)),
+        heads_(args.batch * args.heads),
+        length_(args.length) {}
+
+  /// Lets no block wait for `task` past this scope, which an exception may end.
+  class Last {
+   public:
+    Last(Turns& turns, int64_t task) : turns_(turns), task_(task) {}
+    ~Last() { turns_.pass(task_, turns_.length_); }
+    Last(const Last&) = delete;
+    Last& operator=(const Last&) = delete;
+
+   private:
+    Turns& turns_;
+    int64_t task_;
+  };
 
   /// Whether no block of the head comes before `task`.
   bool is_first(int64_t task) const { return task < heads_; }
@@ -45,13 +62,37 @@ class Turns {
 
  private:
   std::vector<std::atomic<int64_t>> added_;  // per block
-  int64_t heads_;
+  int64_t heads_, length_;
 };
 
 template <class T>
 class BackwardBlock {
  public:
-  BackwardBlock(const QueryBlock<T, TiledAttentionBackward>& block, Scratch<T> scratch, Turns& turns)
+  BackwardBlock(const QueryBlock<T, TiledAttentionBackward>& block, Turns& turns)
+      : BackwardBlock(block, turns, Scratch<T>(scratch_elements(block.tiles))) {}
+
+  void run() {
+    prepare();
+    if (turns_.is_first(block_.task) && args_.key_mask != nullptr) clear_hidden_keys();
+    VisibleKeys keys = block_.visible_keys();
+    while (keys.next()) {
+      const int64_t first = attend(keys);
+      turns_.wait(block_.task, keys.begin());
+      add_to_keys(keys, first, weights_, dy_, block_.out(args_.dv));
+      add_to_keys(keys, first, gradients_, q_, block_.out(args_.dk));
+      turns_.pass(block_.task, keys.row(keys.count() - 1) + 1);
+    }
+    HWY_ALIGN T scales[kPanel<T>];
+    std::fill_n(scales, kPanel<T>, static_cast<T>(args_.scale));
+    for (int64_t i = 0; i < block_.panels(); ++i) {
+      const Panel<T> panel(block_, i);
+      unpack_queries(panel, tiles_, scales, dq_ + panel.first * tiles_.width, block_.out(args_.dq),
+                     args_.channels);
+    }
+  }
+
+ private:
+  BackwardBlock(const QueryBlock<T, TiledAttentionBackward>& block, Turns& turns, Scratch<T> scratch)
       : block_(block),
         args_(block.args),
         tiles_(block.tiles),
@@ -66,29 +107,11 @@ class BackwardBlock {
         weights_(scratch.take(tiles_.keys * tiles_.queries)),
         gradients_(scratch.take(tiles_.keys * tiles_.queries)) {}
 
-  void run() {
-    prepare();
-    if (turns_.is_first(block_.task) && args_.key_mask != nullptr) clear_hidden_keys();
-    VisibleKeys keys = block_.visible_keys();
-    while (keys.next()) {
-      const int64_t first = attend(keys);
-      turns_.wait(block_.task, keys.begin());
-      add_to_keys(keys, first, weights_, dy_, block_.out(args_.dv));
-      add_to_keys(keys, first, gradients_, q_, block_.out(args_.dk));
-      turns_.pass(block_.task, keys.row(keys.count() - 1) + 1);
-    }
-    turns_.pass(block_.task, args_.length);
-
-    HWY_ALIGN T scales[kPanel<T>];
-    std::fill_n(scales, kPanel<T>, static_cast<T>(args_.scale));
-    for (int64_t i = 0; i < block_.panels(); ++i) {
-      const Panel<T> panel(block_, i);
-      unpack_queries(panel, tiles_, scales, dq_ + panel.first * tiles_.width, block_.out(args_.dq),
-                     args_.channels);
-    }
+  /// Of queries and dy, each in two layouts, and dq; of keys and values; of weights and their gradients.
+  static int64_t scratch_elements(const AttentionTiles& tiles) {
+    return (5 * tiles.queries + 2 * tiles.keys) * tiles.width + 2 * tiles.queries * tiles.keys;
   }
 
- private:
   /// Packs the queries and dy, and finds delta. Queries' rows are scaled: of the products only dk, which is
   /// to be scaled, reads them.
   void prepare() {
@@ -116,7 +139,6 @@ class BackwardBlock {
         return hn::Mul(load_lanes(d, y + i * args_.channels + c, n), hn::Load(d, dy_ + i * width + c));
       }));
     }
-    std::copy_n(delta_, block_.count(), block_.per_query(args_.delta) + block_.begin);
   }
 
   void clear_hidden_keys() {
@@ -254,9 +276,10 @@ class BackwardBlock {
 
 void tiled_attention_backward_simd(const TiledAttentionBackward& args) {
   dispatch_f32_f64(args.dtype, "tiled_attention_backward", [&]<class T>() {
-    tiled_attention::Turns turns(args.tiles().blocks, args.batch * args.heads);
-    tiled_attention::for_each_block<T>(args, [&](const auto& block, tiled_attention::Scratch<T> scratch) {
-      tiled_attention::BackwardBlock<T>(block, scratch, turns).run();
+    tiled_attention::Turns turns(args);
+    tiled_attention::for_each_block<T>(args, [&](const auto& block) {
+      const tiled_attention::Turns::Last last(turns, block.task);
+      tiled_attention::BackwardBlock<T>(block, turns).run();
     });
   });
 }

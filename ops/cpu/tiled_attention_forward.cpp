@@ -47,14 +47,8 @@ struct Running {
 template <class T>
 class ForwardBlock {
  public:
-  ForwardBlock(const QueryBlock<T, TiledAttentionForward>& block, Scratch<T> scratch)
-      : block_(block),
-        args_(block.args),
-        tiles_(block.tiles),
-        queries_(scratch.take(tiles_.queries * tiles_.width)),
-        outputs_(scratch.take(tiles_.queries * tiles_.width)),
-        k_(scratch.take(tiles_.keys * tiles_.width)),
-        v_(scratch.take(tiles_.keys * tiles_.width)) {}
+  explicit ForwardBlock(const QueryBlock<T, TiledAttentionForward>& block)
+      : ForwardBlock(block, Scratch<T>(2 * (block.tiles.queries + block.tiles.keys) * block.tiles.width)) {}
 
   void run() {
     for (int64_t i = 0; i < block_.count(); i += kLanes<T>) {
@@ -70,6 +64,15 @@ class ForwardBlock {
   }
 
  private:
+  ForwardBlock(const QueryBlock<T, TiledAttentionForward>& block, Scratch<T> scratch)
+      : block_(block),
+        args_(block.args),
+        tiles_(block.tiles),
+        queries_(scratch.take(tiles_.queries * tiles_.width)),
+        outputs_(scratch.take(tiles_.queries * tiles_.width)),
+        k_(scratch.take(tiles_.keys * tiles_.width)),
+        v_(scratch.take(tiles_.keys * tiles_.width)) {}
+
   void attend(const VisibleKeys& keys) {
     const KeyRows<T> k = visible_rows(block_, keys, args_.k, k_), v = visible_rows(block_, keys, args_.v, v_);
     for (int64_t i = 0; i < block_.panels(); ++i) {
@@ -169,9 +172,8 @@ class ForwardBlock {
 
 void tiled_attention_forward_simd(const TiledAttentionForward& args) {
   dispatch_f32_f64(args.dtype, "tiled_attention_forward", [&]<class T>() {
-    tiled_attention::for_each_block<T>(args, [](const auto& block, tiled_attention::Scratch<T> scratch) {
-      tiled_attention::ForwardBlock<T>(block, scratch).run();
-    });
+    tiled_attention::for_each_block<T>(
+        args, [](const auto& block) { tiled_attention::ForwardBlock<T>(block).run(); });
   });
 }
 
