@@ -83,10 +83,18 @@ SelfAttention::SelfAttention(const AttentionConfig& config)
   add_parameter("position_bias", position_bias_);
 }
 
-Tensor SelfAttention::forward(const Tensor& x, const Tensor& key_mask) const {
+SelfAttention::Projections SelfAttention::project(const Tensor& x) const {
   const Tensor v = value_.forward(x);
-  if (config_.mechanism.kind == Mechanism::Kind::none) return v;
-  const Tensor q = query_->forward(x), k = key_->forward(x);
+  if (config_.mechanism.kind == Mechanism::Kind::none) return {.q = {}, .k = {}, .v = v};
+  return {.q = query_->forward(x), .k = key_->forward(x), .v = v};
+}
+
+Tensor SelfAttention::forward(const Tensor& x, const Tensor& key_mask) const {
+  return attend(project(x), key_mask);
+}
+
+Tensor SelfAttention::attend(const Projections& of, const Tensor& key_mask) const {
+  const auto& [q, k, v] = of;
   const AttentionOptions options{.causal = config_.causal, .key_mask = key_mask};
   const double dropout = is_training() ? config_.dropout : 0;
   switch (config_.mechanism.kind) {
@@ -108,6 +116,107 @@ Tensor SelfAttention::forward(const Tensor& x, const Tensor& key_mask) const {
       break;
   }
   return v;
+}
+
+void SelfAttention::check_generates() const {
+  ELWISE_CHECK(config_.causal, "attention: only a causal one has a state, ", config_.mechanism.name(),
+               " here is not");
+  ELWISE_CHECK(!is_training(), "attention: a state is for inference: expected eval() before");
+}
+
+template <class Memory>
+Memory& SelfAttention::memory_of(AttentionState& state) const {
+  auto* memory = std::get_if<Memory>(&state.memory);
+  ELWISE_CHECK(memory != nullptr, "attention: expected a state made by make_state() of ",
+               config_.mechanism.name());
+  return *memory;
+}
+
+AttentionState SelfAttention::make_state(int64_t batch) const {
+  check_generates();
+  switch (config_.mechanism.kind) {
+    case Mechanism::Kind::sa:
+    case Mechanism::Kind::aft:
+    case Mechanism::Kind::ea:
+      return {key_value_cache(batch, config_.hidden, config_.options)};
+    case Mechanism::Kind::la:
+      return {linear_attention_state(batch, config_.hidden, config_.heads, config_.options)};
+    case Mechanism::Kind::ea_series:
+    case Mechanism::Kind::ea_series_composed:
+      return {ea_series_state(batch, config_.hidden, config_.mechanism.order, config_.options)};
+    case Mechanism::Kind::none:
+      break;
+  }
+  return {};
+}
+
+Tensor SelfAttention::prefill(const Tensor& x, const Tensor& key_mask, AttentionState& state) const {
+  check_generates();
+  const Projections of = project(x);
+  const auto& [q, k, v] = of;
+  switch (config_.mechanism.kind) {
+    case Mechanism::Kind::sa:
+    case Mechanism::Kind::aft:
+    case Mechanism::Kind::ea:
+      break;
+    case Mechanism::Kind::la:
+      return linear_attention_prefill(q, k, v, memory_of<LinearAttentionState>(state), key_mask);
+    case Mechanism::Kind::ea_series:
+    case Mechanism::Kind::ea_series_composed:
+      return ea_series_prefill(q, k, v, memory_of<EaSeriesState>(state), key_mask);
+    case Mechanism::Kind::none:
+      memory_of<std::monostate>(state);
+      return v;
+  }
+  auto& cache = memory_of<KeyValueCache>(state);
+  ELWISE_CHECK(cache.longest == 0, "attention: expected an empty cache before a prefill, got one with ",
+               cache.longest, " keys");
+  const Tensor y = attend(of, key_mask);
+  append(cache, k, v, key_mask);
+  return y;
+}
+
+Tensor SelfAttention::step(const Tensor& x, AttentionState& state) const {
+  check_generates();
+  const auto& [q, k, v] = project(x);
+  switch (config_.mechanism.kind) {
+    case Mechanism::Kind::sa:
+      return softmax_attention_step(q, k, v, config_.heads, memory_of<KeyValueCache>(state));
+    case Mechanism::Kind::la:
+      return linear_attention_step(q, k, v, memory_of<LinearAttentionState>(state));
+    case Mechanism::Kind::aft:
+      return aft_step(q, k, v, position_bias_, memory_of<KeyValueCache>(state));
+    case Mechanism::Kind::ea:
+      return ea_step(q, k, v, memory_of<KeyValueCache>(state));
+    case Mechanism::Kind::ea_series:
+    case Mechanism::Kind::ea_series_composed:
+      return ea_series_step(q, k, v, memory_of<EaSeriesState>(state));
+    case Mechanism::Kind::none:
+      memory_of<std::monostate>(state);
+      break;
+  }
+  return v;
+}
+
+void SelfAttention::skip(int64_t tokens, AttentionState& state) const {
+  check_generates();
+  ELWISE_CHECK(tokens >= 0, "attention: expected to skip 0 tokens or more, got ", tokens);
+  if (tokens == 0 || config_.mechanism.kind == Mechanism::Kind::none) return;
+  const auto random_rows = [&](int64_t batch, int64_t length) {
+    return randn({batch, length, config_.hidden}, config_.options);
+  };
+  if (auto* cache = std::get_if<KeyValueCache>(&state.memory)) {
+    const Tensor rows = random_rows(cache->lengths.size(0), tokens);
+    append(*cache, rows, rows);
+  } else if (config_.mechanism.kind == Mechanism::Kind::la) {
+    auto& sums = memory_of<LinearAttentionState>(state);
+    const Tensor row = random_rows(sums.s.size(0), 1);
+    linear_attention_prefill(row, row, row, sums);
+  } else {
+    auto& moments = memory_of<EaSeriesState>(state);
+    const Tensor row = random_rows(moments.s.size(0), 1);
+    ea_series_prefill(row, row, row, moments);
+  }
 }
 
 }  // namespace elwise::nn

@@ -3,6 +3,7 @@
 #include <optional>
 #include <string>
 
+#include "nn/attention_state.h"
 #include "nn/linear.h"
 
 namespace elwise::nn {
@@ -47,7 +48,37 @@ class SelfAttention : public Module {
   /// x [batch, length, hidden], key_mask bool [batch, length] (true = visible) or undefined -> x's shape.
   Tensor forward(const Tensor& x, const Tensor& key_mask = {}) const;
 
+  // Generation: the same function as the causal forward, a piece at a time, without a gradient. Each throws
+  // Error unless the attention is causal and in eval(), where something would have to be recorded, and for a
+  // state of another mechanism.
+
+  /// The state of `batch` rows that have seen no token.
+  AttentionState make_state(int64_t batch) const;
+
+  /// forward(x, key_mask), from `state` on and leaving it behind the last visible token of each row: padding
+  /// (key_mask false) on the right leaves a row's state at its own length. Throws Error for a cache that is
+  /// not empty.
+  Tensor prefill(const Tensor& x, const Tensor& key_mask, AttentionState& state) const;
+
+  /// One token more for every row: x [batch, hidden] -> the same shape.
+  Tensor step(const Tensor& x, AttentionState& state) const;
+
+  /// Puts `state` where `tokens` more tokens would, without computing them: a cache receives as many keys and
+  /// values, standard normal ones from the default generator; moments and sums, whose size and cost do not
+  /// depend on the position, take up a single one. For timing a step at a position.
+  void skip(int64_t tokens, AttentionState& state) const;
+
  private:
+  /// Queries, keys and values of x; v alone with `none`.
+  struct Projections {
+    Tensor q, k, v;
+  };
+  Projections project(const Tensor& x) const;
+  Tensor attend(const Projections& of, const Tensor& key_mask) const;
+  void check_generates() const;
+  template <class Memory>
+  Memory& memory_of(AttentionState& state) const;
+
   AttentionConfig config_;
   std::optional<Linear> query_;  // with any mechanism but `none`
   std::optional<Linear> key_;

@@ -38,17 +38,30 @@ Tensor EncoderLayer::feed_forward(const Tensor& x) const {
   return dropout_.forward(output_.dense.forward(gelu(intermediate_.dense.forward(x))));
 }
 
-Tensor EncoderLayer::forward(const Tensor& x, const Tensor& key_mask) const {
-  const auto attend = [&](const Tensor& input) {
-    return dropout_.forward(attention_.output.dense.forward(attention_.self.forward(input, key_mask)));
+template <class Attend>
+Tensor EncoderLayer::run(const Tensor& x, const Attend& attend) const {
+  const auto attention_block = [&](const Tensor& input) {
+    return dropout_.forward(attention_.output.dense.forward(attend(input)));
   };
   if (norm_ == NormPlacement::post) {
-    const Tensor attended = attention_.output.norm.forward_add(attend(x), x).normalized;
+    const Tensor attended = attention_.output.norm.forward_add(attention_block(x), x).normalized;
     return output_.norm.forward_add(feed_forward(attended), attended).normalized;
   }
-  const Tensor attended = attend(attention_.output.norm.forward(x));
+  const Tensor attended = attention_block(attention_.output.norm.forward(x));
   const AddLayerNormResult inner = output_.norm.forward_add(attended, x);
   return add(feed_forward(inner.normalized), inner.sum);
+}
+
+Tensor EncoderLayer::forward(const Tensor& x, const Tensor& key_mask) const {
+  return run(x, [&](const Tensor& input) { return attention_.self.forward(input, key_mask); });
+}
+
+Tensor EncoderLayer::prefill(const Tensor& x, const Tensor& key_mask, AttentionState& state) const {
+  return run(x, [&](const Tensor& input) { return attention_.self.prefill(input, key_mask, state); });
+}
+
+Tensor EncoderLayer::step(const Tensor& x, AttentionState& state) const {
+  return run(x, [&](const Tensor& input) { return attention_.self.step(input, state); });
 }
 
 Encoder::Encoder(const EncoderConfig& config, int64_t layers) {
@@ -71,6 +84,34 @@ Tensor Encoder::forward(Tensor x, const Tensor& key_mask, bool checkpoint_layers
     if (layer_outputs != nullptr) layer_outputs->push_back(x);
   }
   return x;
+}
+
+std::vector<AttentionState> Encoder::make_states(int64_t batch) const {
+  std::vector<AttentionState> states;
+  for (const EncoderLayer& layer : layers_) states.push_back(layer.make_state(batch));
+  return states;
+}
+
+void Encoder::check_states(const std::vector<AttentionState>& states) const {
+  ELWISE_CHECK(states.size() == layers_.size(), "Encoder: expected a state for each of ", layers_.size(),
+               " layers, got ", states.size());
+}
+
+Tensor Encoder::prefill(Tensor x, const Tensor& key_mask, std::vector<AttentionState>& states) const {
+  check_states(states);
+  for (size_t i = 0; i < states.size(); ++i) x = layers_[i].prefill(x, key_mask, states[i]);
+  return x;
+}
+
+Tensor Encoder::step(Tensor x, std::vector<AttentionState>& states) const {
+  check_states(states);
+  for (size_t i = 0; i < states.size(); ++i) x = layers_[i].step(x, states[i]);
+  return x;
+}
+
+void Encoder::skip(int64_t tokens, std::vector<AttentionState>& states) const {
+  check_states(states);
+  for (size_t i = 0; i < states.size(); ++i) layers_[i].skip(tokens, states[i]);
 }
 
 }  // namespace elwise::nn

@@ -29,6 +29,12 @@ class EncoderLayer : public Module {
   /// x [batch, length, hidden], key_mask bool [batch, length] (true = visible) or undefined -> x's shape.
   Tensor forward(const Tensor& x, const Tensor& key_mask = {}) const;
 
+  // Generation, with the state, the results and the errors of SelfAttention's functions of the same name.
+  AttentionState make_state(int64_t batch) const { return attention_.self.make_state(batch); }
+  Tensor prefill(const Tensor& x, const Tensor& key_mask, AttentionState& state) const;
+  Tensor step(const Tensor& x, AttentionState& state) const;
+  void skip(int64_t tokens, AttentionState& state) const { attention_.self.skip(tokens, state); }
+
  private:
   /// A dense layer and a LayerNorm under the names "dense" and "LayerNorm".
   struct Output : Module {
@@ -47,6 +53,9 @@ class EncoderLayer : public Module {
   };
 
   Tensor feed_forward(const Tensor& x) const;
+  /// The layer around `attend`, a function from its input to the mechanism's output.
+  template <class Attend>
+  Tensor run(const Tensor& x, const Attend& attend) const;
 
   NormPlacement norm_;
   Dropout dropout_;
@@ -65,7 +74,15 @@ class Encoder : public Module {
   Tensor forward(Tensor x, const Tensor& key_mask = {}, bool checkpoint_layers = false,
                  std::vector<Tensor>* layer_outputs = nullptr) const;
 
+  // Generation with a state for each layer; otherwise as SelfAttention's functions of the same name.
+  std::vector<AttentionState> make_states(int64_t batch) const;
+  Tensor prefill(Tensor x, const Tensor& key_mask, std::vector<AttentionState>& states) const;
+  Tensor step(Tensor x, std::vector<AttentionState>& states) const;
+  void skip(int64_t tokens, std::vector<AttentionState>& states) const;
+
  private:
+  void check_states(const std::vector<AttentionState>& states) const;
+
   std::deque<EncoderLayer> layers_;  // a deque: modules do not move
 };
 

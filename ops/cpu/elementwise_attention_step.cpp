@@ -47,12 +47,17 @@ struct NegativeBiasedKey {
   }
 };
 
-/// Sums of weights, and of weights times values, relative to the weight at distance `nearest`.
+/// Sums of weights, and of weights times values, relative to the weight at distance `nearest`. (No default
+/// values: g++ compiles a constructor that it writes itself for no SIMD target.)
 template <class T>
 struct WeightedSums {
-  Vec<T> nearest = hn::Set(Tag<T>(), std::numeric_limits<T>::infinity());
-  Vec<T> weights = hn::Zero(Tag<T>());
-  Vec<T> values = hn::Zero(Tag<T>());
+  Vec<T> nearest, weights, values;
+
+  /// Of no key.
+  static HWY_INLINE WeightedSums none() {
+    const Tag<T> d;
+    return {hn::Set(d, std::numeric_limits<T>::infinity()), hn::Zero(d), hn::Zero(d)};
+  }
 
   /// Adds other sums of the same kind, which hold at least one key.
   template <class Weight>
@@ -74,7 +79,7 @@ HWY_INLINE WeightedSums<T> block_sums(const Weight& weight, const T* k, const T*
                                       int64_t begin, int64_t lanes) {
   constexpr int64_t kAhead = 4 * kBlock;  // rows; what lies beyond the cache is not fetched, and does no harm
   const Tag<T> d;
-  WeightedSums<T> sums;
+  auto sums = WeightedSums<T>::none();
   Vec<T> distances[kRows];
 #pragma GCC unroll 8
   for (int64_t row = 0; row < kRows; ++row) {
@@ -98,10 +103,10 @@ template <class T, class Weight>
 HWY_INLINE Vec<T> weighted_mean(const Weight& weight, const T* k, const T* v, int64_t stride, int64_t rows,
                                 int64_t lanes) {
   constexpr int64_t kSegment = 32 * kBlock;
-  WeightedSums<T> total;
+  auto total = WeightedSums<T>::none();
   for (int64_t segment = 0; segment < rows; segment += kSegment) {
     const int64_t end = std::min(rows, segment + kSegment);
-    WeightedSums<T> sums;
+    auto sums = WeightedSums<T>::none();
     int64_t row = segment;
     for (; row + kBlock <= end; row += kBlock) {
       sums.template add<Weight>(block_sums<kBlock, T>(weight, k, v, stride, row, lanes));

@@ -37,8 +37,9 @@ HWY_INLINE void prefetch_head(const T* from, int64_t head) {
 template <class T>
 class Head {
  public:
-  /// y [head] receives the sum of values.
-  HWY_INLINE Head(const T* q, T* y, int64_t head, T scale) : q_(q), y_(y), head_(head), scale_(scale) {
+  /// y [head] receives the sum of values. (Not HWY_INLINE: std::vector calls it, compiled for no SIMD
+  /// target.)
+  Head(const T* q, T* y, int64_t head, T scale) : q_(q), y_(y), head_(head), scale_(scale) {
     std::fill_n(y, head, T(0));
   }
 
@@ -51,16 +52,19 @@ class Head {
       prefetch_head(k + (row + kBlock) * stride, head_);  // beyond the cache it does no harm
       weights[row] = scale_ * dot(k + row * stride);
     }
-    const T largest =
-        std::max(largest_,
-                 max_terms(d, kBlock, [&](int64_t i, int64_t) HWY_ATTR { return hn::Load(d, weights + i); }));
+    const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));  // they divide kBlock
+    Vec<T> largest_lanes = hn::Set(d, largest_);
+    for (int64_t i = 0; i < kBlock; i += lanes) {
+      largest_lanes = hn::Max(largest_lanes, hn::Load(d, weights + i));
+    }
+    const T largest = ReduceMax(d, largest_lanes);
     const Vec<T> shift = hn::Set(d, largest);
     Vec<T> sum = hn::Zero(d);
-    for_each_vector(d, 0, kBlock, [&](int64_t i, int64_t) HWY_ATTR {
+    for (int64_t i = 0; i < kBlock; i += lanes) {
       const Vec<T> w = ExpNonPositive(d, hn::Sub(hn::Load(d, weights + i), shift));
       hn::Store(w, d, weights + i);
       sum = hn::Add(sum, w);
-    });
+    }
     const T factor = std::exp(largest_ - largest);
     sum_ = sum_ * factor + ReduceSum(d, sum);
     largest_ = largest;
