@@ -136,6 +136,7 @@ AttentionState SelfAttention::make_state(int64_t batch) const {
   check_generates();
   switch (config_.mechanism.kind) {
     case Mechanism::Kind::sa:
+    case Mechanism::Kind::sa_tiled:
     case Mechanism::Kind::aft:
     case Mechanism::Kind::ea:
       return {key_value_cache(batch, config_.hidden, config_.options)};
@@ -156,6 +157,7 @@ Tensor SelfAttention::prefill(const Tensor& x, const Tensor& key_mask, Attention
   const auto& [q, k, v] = of;
   switch (config_.mechanism.kind) {
     case Mechanism::Kind::sa:
+    case Mechanism::Kind::sa_tiled:
     case Mechanism::Kind::aft:
     case Mechanism::Kind::ea:
       break;
@@ -181,6 +183,7 @@ Tensor SelfAttention::step(const Tensor& x, AttentionState& state) const {
   const auto& [q, k, v] = project(x);
   switch (config_.mechanism.kind) {
     case Mechanism::Kind::sa:
+    case Mechanism::Kind::sa_tiled:
       return softmax_attention_step(q, k, v, config_.heads, memory_of<KeyValueCache>(state));
     case Mechanism::Kind::la:
       return linear_attention_step(q, k, v, memory_of<LinearAttentionState>(state));
