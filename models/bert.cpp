@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 
 #include "core/safetensors.h"
 #include "nn/init.h"
@@ -28,6 +29,18 @@ nn::EncoderConfig encoder_config(const BertConfig& config) {
           .norm = config.norm};
 }
 
+/// The tokens of each row that are not padding. On meta all are.
+std::vector<int64_t> visible_tokens(const Tensor& key_mask, int64_t batch, int64_t length) {
+  std::vector<int64_t> result(static_cast<size_t>(batch), length);
+  if (!key_mask.defined() || key_mask.device() == kMeta) return result;
+  const std::vector<bool> visible = key_mask.to_vector<bool>();
+  for (size_t row = 0; row < result.size(); ++row) {
+    const auto begin = visible.begin() + static_cast<int64_t>(row) * length;
+    result[row] = std::count(begin, begin + length, true);
+  }
+  return result;
+}
+
 }  // namespace
 
 BertConfig BertConfig::for_length(int64_t length) const {
@@ -39,17 +52,20 @@ BertConfig BertConfig::for_length(int64_t length) const {
 
 Bert::Embeddings::Embeddings(const BertConfig& config)
     : words(config.vocabulary, config.hidden, config.options),
-      types(config.token_types, config.hidden, config.options),
       norm(config.hidden, config.eps, config.options),
       dropout(config.dropout) {
   add_module("word_embeddings", words);
   if (config.sinusoidal) {
     const MemoryTagGuard tag(MemoryTag::parameters);
-    fixed_positions = nn::sinusoidal_positions(config.positions, config.hidden, config.options);
+    // As large as the token table, whose deviation this is.
+    fixed_positions = mul(nn::sinusoidal_positions(config.positions, config.hidden, config.options),
+                          std::numbers::sqrt2 * config.initializer_deviation);
   } else {
     add_module("position_embeddings", positions.emplace(config.positions, config.hidden, config.options));
   }
-  add_module("token_type_embeddings", types);
+  if (config.token_types > 0) {
+    add_module("token_type_embeddings", types.emplace(config.token_types, config.hidden, config.options));
+  }
   add_module("LayerNorm", norm);
   add_module("dropout", dropout);
 }
@@ -59,61 +75,104 @@ Bert::Pooler::Pooler(const BertConfig& config) : dense(config.hidden, config.hid
 }
 
 Bert::Bert(const BertConfig& config)
-    : config_(config), embeddings_(config), encoder_(encoder_config(config), config.layers), pooler_(config) {
+    : config_(config), embeddings_(config), encoder_(encoder_config(config), config.layers) {
   add_module("embeddings", embeddings_);
   add_module("encoder", encoder_);
-  add_module("pooler", pooler_);
+  if (config.pooler) add_module("pooler", pooler_.emplace(config));
   nn::initialize_bert(*this, config.initializer_deviation);
 }
 
-Tensor Bert::embed(const BertInput& input) const {
+Tensor Bert::position_rows(const std::vector<int64_t>& seen, int64_t length) const {
+  const auto [least, most] = std::minmax_element(seen.begin(), seen.end());
+  ELWISE_CHECK(*most + length <= config_.positions, "bert: expected at most ", config_.positions,
+               " tokens, got ", *most + length, " (BertConfig::for_length makes room)");
+  const Tensor& table = embeddings_.position_table();
+  if (*least == *most) return slice(table, 0, *most, *most + length);
+  std::vector<int64_t> index;
+  for (const int64_t before : seen) {
+    for (int64_t i = 0; i < length; ++i) index.push_back(before + i);
+  }
+  const Shape shape{static_cast<int64_t>(seen.size()), length};
+  return embedding(table, elwise::to(from_vector(index, shape), table.device()));
+}
+
+Tensor Bert::embed(const Tensor& tokens, const Tensor& token_types, const Tensor& positions) const {
+  Tensor summed = add(embeddings_.words.forward(tokens), positions);
+  if (embeddings_.types) {
+    const nn::Embedding& types = *embeddings_.types;
+    summed = add(summed, token_types.defined() ? types.forward(token_types) : slice(types.weight(), 0, 0, 1));
+  } else {
+    ELWISE_CHECK(!token_types.defined(), "bert: expected no token types, the model has no table of them");
+  }
+  return embeddings_.dropout.forward(embeddings_.norm.forward(summed));
+}
+
+Tensor Bert::embed(const BertInput& input, const std::vector<int64_t>& seen) const {
   const Tensor& tokens = input.tokens;
   ELWISE_CHECK(tokens.rank() == 2 && tokens.size(1) > 0, "bert: expected tokens [batch, length], got ",
                tokens.shape());
-  const int64_t length = tokens.size(1);
-  ELWISE_CHECK(length <= config_.positions, "bert: expected at most ", config_.positions, " tokens, got ",
-               length, " (BertConfig::for_length makes room)");
-  const Tensor positions = slice(embeddings_.position_table(), 0, 0, length);
-  Tensor types;
-  if (input.token_types.defined()) {
-    types = embeddings_.types.forward(input.token_types);
-  } else {
-    types = slice(embeddings_.types.weight(), 0, 0, 1);
-  }
-  const Tensor summed = add(add(embeddings_.words.forward(tokens), positions), types);
-  return embeddings_.dropout.forward(embeddings_.norm.forward(summed));
+  return embed(tokens, input.token_types, position_rows(seen, tokens.size(1)));
 }
 
 Tensor Bert::forward(const BertInput& input, bool checkpoint_layers,
                      std::vector<Tensor>* hidden_states) const {
-  const Tensor embedded = embed(input);
+  const Tensor embedded = embed(input, {0});
   if (hidden_states != nullptr) hidden_states->push_back(embedded);
   return encoder_.forward(embedded, input.key_mask, checkpoint_layers, hidden_states);
 }
 
-Tensor Bert::pool(const Tensor& hidden) const {
-  const Tensor first = reshape(slice(hidden, 1, 0, 1), {hidden.size(0), hidden.size(2)});
-  return tanh(pooler_.dense.forward(first));
+GenerationState Bert::make_state(int64_t batch) const {
+  ELWISE_CHECK(batch > 0, "bert: expected a state of 1 row or more, got ", batch);
+  return {.positions = std::vector<int64_t>(static_cast<size_t>(batch)),
+          .layers = encoder_.make_states(batch)};
 }
 
-MaskedLmHead::Transform::Transform(const BertConfig& config)
+Tensor Bert::prefill(const BertInput& input, GenerationState& state) const {
+  const Tensor hidden = encoder_.prefill(embed(input, state.positions), input.key_mask, state.layers);
+  const int64_t length = input.tokens.size(1);
+  const std::vector<int64_t> visible = visible_tokens(input.key_mask, input.tokens.size(0), length);
+  for (size_t row = 0; row < visible.size(); ++row) state.positions[row] += visible[row];
+  return hidden;
+}
+
+Tensor Bert::step(const Tensor& tokens, GenerationState& state) const {
+  ELWISE_CHECK(tokens.shape() == Shape{static_cast<int64_t>(state.positions.size())},
+               "bert: expected a token for each of ", state.positions.size(), " rows, got ", tokens.shape());
+  const Tensor positions = reshape(position_rows(state.positions, 1), {-1, config_.hidden});
+  const Tensor hidden = encoder_.step(embed(tokens, {}, positions), state.layers);
+  for (int64_t& position : state.positions) ++position;
+  return hidden;
+}
+
+void Bert::skip(int64_t tokens, GenerationState& state) const {
+  encoder_.skip(tokens, state.layers);
+  for (int64_t& position : state.positions) position += tokens;
+}
+
+Tensor Bert::pool(const Tensor& hidden) const {
+  ELWISE_CHECK(pooler_.has_value(), "bert: this model has no pooler");
+  const Tensor first = reshape(slice(hidden, 1, 0, 1), {hidden.size(0), hidden.size(2)});
+  return tanh(pooler_->dense.forward(first));
+}
+
+LmHead::Transform::Transform(const BertConfig& config)
     : dense(config.hidden, config.hidden, config.options), norm(config.hidden, config.eps, config.options) {
   add_module("dense", dense);
   add_module("LayerNorm", norm);
 }
 
-MaskedLmHead::Predictions::Predictions(const BertConfig& config)
+LmHead::Predictions::Predictions(const BertConfig& config)
     : transform(config), bias(zeros({config.vocabulary}, config.options)) {
   add_module("transform", transform);
   add_parameter("bias", bias);
 }
 
-MaskedLmHead::MaskedLmHead(const BertConfig& config) : predictions_(config) {
+LmHead::LmHead(const BertConfig& config) : predictions_(config) {
   add_module("predictions", predictions_);
   nn::initialize_bert(*this, config.initializer_deviation);
 }
 
-Tensor MaskedLmHead::forward(const Tensor& hidden, const Tensor& token_table) const {
+Tensor LmHead::forward(const Tensor& hidden, const Tensor& token_table) const {
   const Transform& transform = predictions_.transform;
   return linear(transform.norm.forward(gelu(transform.dense.forward(hidden))), token_table,
                 predictions_.bias);

@@ -2,7 +2,9 @@
 
 #include <filesystem>
 #include <optional>
+#include <vector>
 
+#include "models/generation_state.h"
 #include "nn/checkpoint.h"
 #include "nn/embedding.h"
 #include "nn/encoder.h"
@@ -19,9 +21,9 @@ struct BertConfig {
   int64_t layers = 12;
   int64_t heads = 12;
   int64_t intermediate = 3072;
-  int64_t positions = 512;  // the longest sequence; AFT learns positions^2 biases in each layer
-  bool sinusoidal = false;  // fixed positions without parameters, in place of the learned table
-  int64_t token_types = 2;
+  int64_t positions = 512;         // the longest sequence; AFT learns positions^2 biases in each layer
+  bool sinusoidal = false;         // fixed positions without parameters, in place of the learned table
+  int64_t token_types = 2;         // 0: no such table
   double dropout = 0.1;            // of embeddings and block outputs, while training
   double attention_dropout = 0.1;  // of SA's weights, while training
   double eps = 1e-12;
@@ -29,6 +31,7 @@ struct BertConfig {
   nn::NormPlacement norm = nn::NormPlacement::post;
   nn::Mechanism attention = {};  // SA
   bool causal = false;
+  bool pooler = true;
   TensorOptions options = {};
 
   /// The same model with at least `length` positions; above kLongestPositionTable they are sinusoidal.
@@ -55,8 +58,21 @@ class Bert : public nn::Module {
   Tensor forward(const BertInput& input, bool checkpoint_layers = false,
                  std::vector<Tensor>* hidden_states = nullptr) const;
 
-  /// tanh(dense(the first token's hidden state)): [batch, hidden].
+  /// tanh(dense(the first token's hidden state)): [batch, hidden]. Throws Error without a pooler.
   Tensor pool(const Tensor& hidden) const;
+
+  // Generation: the causal forward, a piece at a time; see nn::SelfAttention, whose errors these are.
+
+  /// The state of `batch` rows that have seen no token.
+  GenerationState make_state(int64_t batch) const;
+  /// forward(input) from `state` on, which is left behind the last visible token of each row: padding belongs
+  /// on the right. Throws Error for more tokens than positions.
+  Tensor prefill(const BertInput& input, GenerationState& state) const;
+  /// One token more for every row, each at its own position: tokens i64 [batch] -> hidden states [batch,
+  /// hidden].
+  Tensor step(const Tensor& tokens, GenerationState& state) const;
+  /// nn::SelfAttention::skip in every layer: for timing a step at a position.
+  void skip(int64_t tokens, GenerationState& state) const;
 
   const BertConfig& config() const { return config_; }
   /// The token table [vocabulary, hidden], which the masked-language-model head shares.
@@ -69,7 +85,7 @@ class Bert : public nn::Module {
     std::optional<nn::Embedding> positions;  // absent with sinusoidal positions
     Tensor fixed_positions;                  // [positions, hidden], with them
     const Tensor& position_table() const { return positions ? positions->weight() : fixed_positions; }
-    nn::Embedding types;
+    std::optional<nn::Embedding> types;
     nn::LayerNorm norm;
     nn::Dropout dropout;
   };
@@ -78,19 +94,22 @@ class Bert : public nn::Module {
     nn::Linear dense;
   };
 
-  Tensor embed(const BertInput& input) const;
+  Tensor embed(const Tensor& tokens, const Tensor& token_types, const Tensor& positions) const;
+  Tensor embed(const BertInput& input, const std::vector<int64_t>& seen) const;
+  Tensor position_rows(const std::vector<int64_t>& seen, int64_t length) const;
 
   BertConfig config_;
   Embeddings embeddings_;
   nn::Encoder encoder_;
-  Pooler pooler_;
+  std::optional<Pooler> pooler_;
 };
 
-/// Scores every token of the vocabulary for chosen positions: dense, GELU, LayerNorm, the token table
+/// Scores every token of the vocabulary for chosen positions: BERT's masked-language-model head, which serves
+/// a causal language model as well. dense, GELU, LayerNorm, the token table
 /// transposed, a bias.
-class MaskedLmHead : public nn::Module {
+class LmHead : public nn::Module {
  public:
-  explicit MaskedLmHead(const BertConfig& config);
+  explicit LmHead(const BertConfig& config);
 
   /// hidden [n, hidden], token_table [vocabulary, hidden] -> logits [n, vocabulary].
   Tensor forward(const Tensor& hidden, const Tensor& token_table) const;
@@ -123,7 +142,7 @@ class BertForMaskedLm : public nn::Module {
 
  private:
   Bert bert_;
-  MaskedLmHead head_;
+  LmHead head_;
 };
 
 /// BERT with dropout and a linear classifier on the pooled first token ("bert." and "classifier.").

@@ -60,6 +60,39 @@ std::string new_tensor_file(const std::filesystem::path& folder, int64_t step) {
   return file;
 }
 
+/// What checkpoint.json holds.
+struct Index {
+  std::string file;  // of the tensors
+  int64_t step;
+  double learning_rate;
+  RandomStream random;
+};
+
+Index read_index(const std::filesystem::path& folder) {
+  const std::filesystem::path path = folder / kIndexFile;
+  const nlohmann::json index = nlohmann::json::parse(read_file(path), nullptr, /*allow_exceptions=*/false);
+  try {
+    const nlohmann::json& random = index.at("random");
+    return {.file = index.at("file").get<std::string>(),
+            .step = index.at("step").get<int64_t>(),
+            .learning_rate = index.at("learning_rate").get<double>(),
+            .random = {random.at("seed").get<uint64_t>(), random.at("offset").get<uint64_t>()}};
+  } catch (const nlohmann::json::exception& problem) {
+    fail("checkpoint: ", path.string(), " is damaged: ", problem.what());
+  }
+}
+
+/// The model's tensors among those of a checkpoint's `file`. Throws Error for those of another model.
+std::map<std::string, Tensor> model_of(const std::map<std::string, Tensor>& tensors,
+                                       const std::filesystem::path& file, const Module& module) {
+  std::map<std::string, Tensor> result = with_prefix(tensors, kModelPrefix);
+  const LoadReport report = compare(parameter_map(module), result);
+  ELWISE_CHECK(report.missing.empty() && report.unexpected.empty(), "checkpoint: ", file.string(),
+               " belongs to another model: ", report.missing.size(), " parameters are missing, ",
+               report.unexpected.size(), " are unknown");
+  return result;
+}
+
 }  // namespace
 
 LoadReport load_parameters(const Module& module, const std::map<std::string, Tensor>& tensors) {
@@ -108,31 +141,18 @@ void save_checkpoint(const std::filesystem::path& folder, const Module& module, 
 
 void load_checkpoint(const std::filesystem::path& folder, const Module& module, Optimizer& optimizer,
                      Generator& generator) {
-  const std::filesystem::path index_path = folder / kIndexFile;
-  const nlohmann::json index =
-      nlohmann::json::parse(read_file(index_path), nullptr, /*allow_exceptions=*/false);
-  std::string file;
-  int64_t step = 0;
-  double learning_rate = 0;
-  RandomStream random;
-  try {
-    file = index.at("file").get<std::string>();
-    step = index.at("step").get<int64_t>();
-    learning_rate = index.at("learning_rate").get<double>();
-    random = {index.at("random").at("seed").get<uint64_t>(), index.at("random").at("offset").get<uint64_t>()};
-  } catch (const nlohmann::json::exception& problem) {
-    fail("checkpoint: ", index_path.string(), " is damaged: ", problem.what());
-  }
-  const std::map<std::string, Tensor> tensors = load_safetensors(folder / file);
-  const std::map<std::string, Tensor> model_tensors = with_prefix(tensors, kModelPrefix);
-  const LoadReport report = compare(parameter_map(module), model_tensors);
-  ELWISE_CHECK(report.missing.empty() && report.unexpected.empty(), "checkpoint: ", (folder / file).string(),
-               " belongs to another model: ", report.missing.size(), " parameters are missing, ",
-               report.unexpected.size(), " are unknown");
-  optimizer.load_state(with_prefix(tensors, kOptimizerPrefix), step);
+  const Index index = read_index(folder);
+  const std::map<std::string, Tensor> tensors = load_safetensors(folder / index.file);
+  const std::map<std::string, Tensor> model_tensors = model_of(tensors, folder / index.file, module);
+  optimizer.load_state(with_prefix(tensors, kOptimizerPrefix), index.step);
   load_parameters(module, model_tensors);
-  optimizer.set_learning_rate(learning_rate);
-  generator.set_state(random);
+  optimizer.set_learning_rate(index.learning_rate);
+  generator.set_state(index.random);
+}
+
+void load_checkpoint(const std::filesystem::path& folder, const Module& module) {
+  const std::filesystem::path file = folder / read_index(folder).file;
+  load_parameters(module, model_of(load_safetensors(file), file, module));
 }
 
 }  // namespace elwise::nn

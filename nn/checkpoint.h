@@ -36,4 +36,7 @@ void save_checkpoint(const std::filesystem::path& folder, const Module& module, 
 void load_checkpoint(const std::filesystem::path& folder, const Module& module, Optimizer& optimizer,
                      Generator& generator = default_generator());
 
+/// Restores the parameters alone, for inference. Throws Error as above.
+void load_checkpoint(const std::filesystem::path& folder, const Module& module);
+
 }  // namespace elwise::nn

@@ -64,7 +64,7 @@ struct PretrainingModel : nn::Module {
     add_module("classifier", classifier);
   }
   models::Bert bert;
-  models::MaskedLmHead head;
+  models::LmHead head;
   nn::Linear classifier;
 };
 
