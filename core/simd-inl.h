@@ -89,6 +89,26 @@ HWY_INLINE void StoreBf16(DF, hn::VFromD<DF> v, BFloat16* to) {
   hn::StoreU(hn::TruncateTo(d16, result), d16, reinterpret_cast<uint16_t*>(to));
 }
 
+/// Lets the calling thread take numbers below the least normal one for 0, within a scope. Exponentials, such
+/// as the weights of attention, fall in that range, where arithmetic is many times slower.
+class FlushToZero {
+ public:
+#if HWY_ARCH_X86
+  FlushToZero() : saved_(_mm_getcsr()) {
+    _mm_setcsr(saved_ | kFlushResults | kFlushOperands);
+  }
+  ~FlushToZero() {
+    _mm_setcsr(saved_);
+  }
+  FlushToZero(const FlushToZero&) = delete;
+  FlushToZero& operator=(const FlushToZero&) = delete;
+
+ private:
+  static constexpr unsigned kFlushResults = 0x8000, kFlushOperands = 0x40;
+  unsigned saved_;
+#endif
+};
+
 }  // namespace elwise::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

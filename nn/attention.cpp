@@ -32,20 +32,23 @@ std::optional<int> order_after(std::string_view prefix, std::string_view name) {
 
 Mechanism Mechanism::parse(const std::string& name) {
   if (name == "sa") return {Kind::sa};
+  if (name == "sa-tiled") return {Kind::sa_tiled};
   if (name == "la") return {Kind::la};
   if (name == "aft") return {Kind::aft};
   if (name == "ea") return {Kind::ea};
   if (name == "none") return {Kind::none};
   if (const auto order = order_after("ea-series-composed-", name)) return {Kind::ea_series_composed, *order};
   if (const auto order = order_after("ea-", name)) return {Kind::ea_series, *order};
-  fail("attention: expected sa, la, aft, ea, ea-N or ea-series-composed-N (N even, 0 .. ", kLargestOrder,
-       "), or none, got '", name, "'");
+  fail("attention: expected sa, sa-tiled, la, aft, ea, ea-N or ea-series-composed-N (N even, 0 .. ",
+       kLargestOrder, "), or none, got '", name, "'");
 }
 
 std::string Mechanism::name() const {
   switch (kind) {
     case Kind::sa:
       return "sa";
+    case Kind::sa_tiled:
+      return "sa-tiled";
     case Kind::la:
       return "la";
     case Kind::aft:
@@ -93,9 +96,12 @@ Tensor SelfAttention::forward(const Tensor& x, const Tensor& key_mask) const {
 Tensor SelfAttention::attend(const Projections& of, const Tensor& key_mask) const {
   const auto& [q, k, v] = of;
   const AttentionOptions options{.causal = config_.causal, .key_mask = key_mask};
+  const double dropout = is_training() ? config_.dropout : 0;
   switch (config_.mechanism.kind) {
     case Mechanism::Kind::sa:
-      return softmax_attention(q, k, v, config_.heads, options, is_training() ? config_.dropout : 0);
+      return softmax_attention(q, k, v, config_.heads, options, dropout);
+    case Mechanism::Kind::sa_tiled:
+      return softmax_attention_tiled(q, k, v, config_.heads, options, dropout);
     case Mechanism::Kind::la:
       return linear_attention(q, k, v, config_.heads, options);
     case Mechanism::Kind::aft:
@@ -130,6 +136,7 @@ AttentionState SelfAttention::make_state(int64_t batch) const {
   check_generates();
   switch (config_.mechanism.kind) {
     case Mechanism::Kind::sa:
+    case Mechanism::Kind::sa_tiled:
     case Mechanism::Kind::aft:
     case Mechanism::Kind::ea:
       return {key_value_cache(batch, config_.hidden, config_.options)};
@@ -150,6 +157,7 @@ Tensor SelfAttention::prefill(const Tensor& x, const Tensor& key_mask, Attention
   const auto& [q, k, v] = of;
   switch (config_.mechanism.kind) {
     case Mechanism::Kind::sa:
+    case Mechanism::Kind::sa_tiled:
     case Mechanism::Kind::aft:
     case Mechanism::Kind::ea:
       break;
@@ -175,6 +183,7 @@ Tensor SelfAttention::step(const Tensor& x, AttentionState& state) const {
   const auto& [q, k, v] = project(x);
   switch (config_.mechanism.kind) {
     case Mechanism::Kind::sa:
+    case Mechanism::Kind::sa_tiled:
       return softmax_attention_step(q, k, v, config_.heads, memory_of<KeyValueCache>(state));
     case Mechanism::Kind::la:
       return linear_attention_step(q, k, v, memory_of<LinearAttentionState>(state));

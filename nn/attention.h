@@ -10,13 +10,14 @@ namespace elwise::nn {
 
 /// An attention mechanism, by the string that chooses it.
 struct Mechanism {
-  enum class Kind : uint8_t { sa, la, aft, ea, ea_series, ea_series_composed, none };
+  enum class Kind : uint8_t { sa, sa_tiled, la, aft, ea, ea_series, ea_series_composed, none };
   Kind kind = Kind::sa;
   int order = 0;  // of an EA-series
 
-  /// "sa" (softmax), "la" (linear), "aft" (attention free), "ea" (full element-wise), "ea-N" (EA-series of
-  /// even order N in 0 .. 16), "ea-series-composed-N" (the same from public ops), "none" (the value
-  /// projection alone: a control). Throws Error that lists them for any other.
+  /// "sa" (softmax), "sa-tiled" (the same in O(length) memory), "la" (linear), "aft" (attention free), "ea"
+  /// (full element-wise), "ea-N" (EA-series of even order N in 0 .. 16), "ea-series-composed-N" (the same
+  /// from public ops), "none" (the value projection alone: a control). Throws Error that lists them for any
+  /// other.
   static Mechanism parse(const std::string& name);
   /// The string that parse() takes.
   std::string name() const;

@@ -7,6 +7,7 @@
 #include "ops/dropout_kernels.h"
 #include "ops/matmul_run.h"
 #include "ops/softmax_kernels.h"
+#include "ops/tiled_attention_kernels.h"
 
 namespace elwise {
 namespace {
@@ -81,15 +82,19 @@ void drop(const Tensor& x, const Tensor& y, double p, RandomStream stream) {
       {.dtype = x.dtype(), .x = x.data(), .y = y.data(), .count = x.count(), .p = p, .stream = stream});
 }
 
+void check_arguments(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
+                     const AttentionOptions& options, double dropout_p) {
+  check_attention(op, q, k, v, options);
+  ELWISE_CHECK(heads > 0 && q.size(2) % heads == 0, op, ": expected heads that divide ", q.size(2),
+               " channels, got ", heads);
+  ELWISE_CHECK(dropout_p >= 0 && dropout_p < 1, op, ": expected 0 <= dropout_p < 1, got ", dropout_p);
+}
+
 }  // namespace
 
 Tensor softmax_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
                          const AttentionOptions& options, double dropout_p, Generator& generator) {
-  check_attention("softmax_attention", q, k, v, options);
-  ELWISE_CHECK(heads > 0 && q.size(2) % heads == 0, "softmax_attention: expected heads that divide ",
-               q.size(2), " channels, got ", heads);
-  ELWISE_CHECK(dropout_p >= 0 && dropout_p < 1, "softmax_attention: expected 0 <= dropout_p < 1, got ",
-               dropout_p);
+  check_arguments("softmax_attention", q, k, v, heads, options, dropout_p);
   const Heads layout{.batch = q.size(0), .length = q.size(1), .channels = q.size(2), .heads = heads};
   const double scale = 1 / std::sqrt(static_cast<double>(layout.head()));
   const int64_t rows = layout.batch * heads * layout.length;
@@ -136,6 +141,61 @@ Tensor softmax_attention(const Tensor& q, const Tensor& k, const Tensor& v, int6
     return std::vector{dq, dk, dv};
   };
   return record("softmax_attention", {q, k, v}, y, backward);
+}
+
+Tensor softmax_attention_tiled(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
+                               const AttentionOptions& options, double dropout_p, Generator& generator) {
+  check_arguments("softmax_attention_tiled", q, k, v, heads, options, dropout_p);
+  const Tensor y = empty(q.shape(), q.options());
+  const Tensor logsumexp = empty({q.size(0), heads, q.size(1)},
+                                 {.dtype = accumulation_dtype(q.dtype()), .device = q.device()});
+  TiledAttentionForward forward{.dtype = q.dtype(),
+                                .q = q.data(),
+                                .k = k.data(),
+                                .v = v.data(),
+                                .y = y.data(),
+                                .logsumexp = logsumexp.data(),
+                                .batch = q.size(0),
+                                .length = q.size(1),
+                                .channels = q.size(2),
+                                .heads = heads,
+                                .scale = 1 / std::sqrt(static_cast<double>(q.size(2) / heads)),
+                                .causal = options.causal,
+                                .key_mask = key_mask_data(options),
+                                .dropout_p = dropout_p};
+  if (dropout_p > 0) forward.stream = generator.reserve(static_cast<uint64_t>(logsumexp.count() * q.size(1)));
+  ELWISE_DISPATCH(q.device(), tiled_attention_forward, (forward));
+  const auto backward = [forward, saved_q = SavedTensor(q), saved_k = SavedTensor(k),
+                         saved_v = SavedTensor(v), saved_mask = SavedTensor(options.key_mask),
+                         saved_y = SavedTensor(y),
+                         saved_logsumexp = SavedTensor(logsumexp)](const BackwardContext& context) {
+    const Tensor &query = saved_q.get(), &sums = saved_logsumexp.get();
+    const Tensor dq = empty(query.shape(), query.options()), dk = empty(query.shape(), query.options()),
+                 dv = empty(query.shape(), query.options()), delta = empty(sums.shape(), sums.options());
+    ELWISE_DISPATCH(query.device(), tiled_attention_backward,
+                    {.dtype = forward.dtype,
+                     .q = query.data(),
+                     .k = saved_k.get().data(),
+                     .v = saved_v.get().data(),
+                     .y = saved_y.get().data(),
+                     .dy = context.gradient().data(),
+                     .logsumexp = sums.data(),
+                     .delta = delta.data(),
+                     .dq = dq.data(),
+                     .dk = dk.data(),
+                     .dv = dv.data(),
+                     .batch = forward.batch,
+                     .length = forward.length,
+                     .channels = forward.channels,
+                     .heads = forward.heads,
+                     .scale = forward.scale,
+                     .causal = forward.causal,
+                     .key_mask = key_mask_data({.key_mask = saved_mask.get()}),
+                     .dropout_p = forward.dropout_p,
+                     .stream = forward.stream});
+    return std::vector{dq, dk, dv};
+  };
+  return record("softmax_attention_tiled", {q, k, v}, y, backward);
 }
 
 }  // namespace elwise

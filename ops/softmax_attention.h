@@ -14,4 +14,12 @@ Tensor softmax_attention(const Tensor& q, const Tensor& k, const Tensor& v, int6
                          const AttentionOptions& options = {}, double dropout_p = 0,
                          Generator& generator = default_generator());
 
+/// softmax_attention without ever holding the weights (FlashAttention: Dao et al., arXiv 2205.14135): the
+/// same result to rounding, dropout of the same weights included, in O(length) memory; keeps y and the
+/// logsumexp of each query's scores for backward, which finds the weights anew. Differentiable. Throws Error
+/// as softmax_attention does.
+Tensor softmax_attention_tiled(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
+                               const AttentionOptions& options = {}, double dropout_p = 0,
+                               Generator& generator = default_generator());
+
 }  // namespace elwise

@@ -1,4 +1,4 @@
-// Element-wise attention and softmax attention's softmax, as benchmarks.
+// Element-wise attention, tiled softmax attention and the softmax of the materialised form, as benchmarks.
 
 #include <fmt/core.h>
 
@@ -8,9 +8,11 @@
 #include "ops/ea_kernels.h"
 #include "ops/ea_series_kernels.h"
 #include "ops/softmax_kernels.h"
+#include "ops/tiled_attention_kernels.h"
 #include "tests/support/naive_ea.h"
 #include "tests/support/naive_ea_series.h"
 #include "tests/support/naive_softmax.h"
+#include "tests/support/naive_softmax_attention.h"
 #include "tools/bench_case.h"
 
 namespace elwise::tools {
@@ -243,11 +245,96 @@ KernelCall softmax_backward(const Shape& shape, Operands operands) {
   });
 }
 
+/// Heads of one sequence: a sample of a [1, length, channels] problem that is one with fewer heads.
+struct Heads {
+  static constexpr int64_t kSize = 64;
+
+  Heads(const Shape& shape, bool causal) : length(shape[1]), heads(shape[2] / kSize) {
+    constexpr int64_t kPairs = int64_t{1} << 22;  // that the naive form computes in a second or two
+    numbers = spread(heads, std::clamp<int64_t>(kPairs / (length * length), 1, 2));
+    sampled = {{1, length, count() * kSize, causal}, count()};
+  }
+  int64_t count() const { return static_cast<int64_t>(numbers.size()); }
+
+  Values of(const Tensor& x) const { return values_at(x, length, heads, kSize, numbers); }
+  Values of_queries(const Tensor& x) const { return values_at(x, 1, heads, length, numbers); }
+
+  int64_t length, heads;
+  std::vector<int64_t> numbers;
+  naive::SoftmaxAttentionShape sampled;
+};
+
+TiledAttentionForward tiled_arguments(DType dtype, const Shape& shape, bool causal, const Inputs& in,
+                                      const Tensor& y, const Tensor& logsumexp) {
+  return {.dtype = dtype,
+          .q = in.q.data(),
+          .k = in.k.data(),
+          .v = in.v.data(),
+          .y = y.data(),
+          .logsumexp = logsumexp.data(),
+          .batch = shape[0],
+          .length = shape[1],
+          .channels = shape[2],
+          .heads = shape[2] / Heads::kSize,
+          .scale = Heads(shape, causal).sampled.scale(),
+          .causal = causal};
+}
+
+KernelCall tiled_forward(const Shape& shape, bool causal, Operands operands) {
+  const Inputs in(shape, operands);
+  const Tensor y = operands.output(shape),
+               logsumexp = operands.statistics({shape[2] / Heads::kSize, shape[1]});
+  const TiledAttentionForward arguments = tiled_arguments(operands.dtype(), shape, causal, in, y, logsumexp);
+  return operands.call(ELWISE_KERNEL(tiled_attention_forward), arguments, [=] {
+    const Heads heads(shape, causal);
+    const Values q = heads.of(in.q), k = heads.of(in.k);
+    return first_of({difference("y", y.dtype(), heads.of(y),
+                                naive::softmax_attention(heads.sampled, q, k, heads.of(in.v))),
+                     difference("logsumexp", logsumexp.dtype(), heads.of_queries(logsumexp),
+                                naive::softmax_attention_logsumexp(heads.sampled, q, k))});
+  });
+}
+
+KernelCall tiled_backward(const Shape& shape, bool causal, Operands operands) {
+  const Inputs in(shape, operands);
+  const Tensor dy = operands.uniform(shape, -kLargestGradient, kLargestGradient);
+  const Shape per_query{shape[2] / Heads::kSize, shape[1]};
+  const Tensor y = operands.scratch(shape), logsumexp = operands.scratch_statistics(per_query);
+  const TiledAttentionForward forward = tiled_arguments(operands.dtype(), shape, causal, in, y, logsumexp);
+  run(ELWISE_KERNEL(tiled_attention_forward), forward, operands);
+  const Gradients out(shape, operands);
+  const TiledAttentionBackward arguments{.dtype = operands.dtype(),
+                                         .q = in.q.data(),
+                                         .k = in.k.data(),
+                                         .v = in.v.data(),
+                                         .y = y.data(),
+                                         .dy = dy.data(),
+                                         .logsumexp = logsumexp.data(),
+                                         .delta = operands.scratch_statistics(per_query).data(),
+                                         .dq = out.dq.data(),
+                                         .dk = out.dk.data(),
+                                         .dv = out.dv.data(),
+                                         .batch = forward.batch,
+                                         .length = forward.length,
+                                         .channels = forward.channels,
+                                         .heads = forward.heads,
+                                         .scale = forward.scale,
+                                         .causal = causal};
+  return operands.call(ELWISE_KERNEL(tiled_attention_backward), arguments, [=] {
+    const Heads heads(shape, causal);
+    const naive::EaGradients expected = naive::softmax_attention_backward(
+        heads.sampled, heads.of(in.q), heads.of(in.k), heads.of(in.v), heads.of(dy));
+    return first_of({difference("dq", out.dq.dtype(), heads.of(out.dq), expected.dq, kLargestGradient),
+                     difference("dk", out.dk.dtype(), heads.of(out.dk), expected.dk, kLargestGradient),
+                     difference("dv", out.dv.dtype(), heads.of(out.dv), expected.dv, kLargestGradient)});
+  });
+}
+
 }  // namespace
 
 std::vector<BenchCase> attention_bench_cases() {
   using namespace std::placeholders;
-  const Shape one{1, 512, 768}, four{4, 2048, 768}, heads{12, 512, 512};
+  const Shape one{1, 512, 768}, long_one{1, 2048, 768}, four{4, 2048, 768}, heads{12, 512, 512};
   std::vector<BenchCase> cases;
   for (const Shape& shape : {one, four}) {
     for (const int order : {2, 6}) {
@@ -264,6 +351,12 @@ std::vector<BenchCase> attention_bench_cases() {
     const std::string form = causal ? "causal" : "";
     cases.push_back(bench_case("ea_forward", one, form, std::bind(ea_forward, one, causal, _1)));
     cases.push_back(bench_case("ea_backward", one, form, std::bind(ea_backward, one, causal, _1)));
+    for (const Shape& shape : {one, long_one}) {
+      cases.push_back(
+          bench_case("tiled_attention_forward", shape, form, std::bind(tiled_forward, shape, causal, _1)));
+      cases.push_back(
+          bench_case("tiled_attention_backward", shape, form, std::bind(tiled_backward, shape, causal, _1)));
+    }
     cases.push_back(
         bench_case("softmax_forward", heads, form, std::bind(softmax_forward, heads, causal, _1)));
   }

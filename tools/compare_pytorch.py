@@ -90,9 +90,10 @@ def batches(text: str) -> list[int]:
 def attentions(text: str) -> list[str]:
     for name in text.split(","):
         order = re.fullmatch(r"ea-(?:series-composed-)?([0-9]+)", name)
-        if name not in ("sa", "ea") and not (order and int(order[1]) % 2 == 0 and int(order[1]) <= LARGEST_ORDER):
+        is_series = order is not None and int(order[1]) % 2 == 0 and int(order[1]) <= LARGEST_ORDER
+        if name not in ("sa", "sa-tiled", "ea") and not is_series:
             raise argparse.ArgumentTypeError(
-                f"expected sa, ea, ea-N or ea-series-composed-N (N even, 0 .. {LARGEST_ORDER}), got '{name}'")
+                f"expected sa, sa-tiled, ea, ea-N or ea-series-composed-N (N even, 0 .. {LARGEST_ORDER}), got '{name}'")
     return text.split(",")
 
 
@@ -107,7 +108,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     positive = whole_number(1)
     add("--attention", type=attentions, default=["ea-6", "sa"],
-        help="comma-separated: sa, ea, ea-N or ea-series-composed-N (default: ea-6,sa)")
+        help="comma-separated: sa, sa-tiled, ea, ea-N or ea-series-composed-N (default: ea-6,sa)")
     add("--seq-len", type=lengths, default=[128, 512], help="sequence lengths, comma-separated (default: 128,512)")
     add("--batch", type=batches, default=[1], help="batch sizes, comma-separated (default: 1)")
     add("--causal", action="store_true", help="a token sees only itself and what stands before it")

@@ -13,7 +13,8 @@ namespace elwise::tools {
 
 /// How the names of mechanisms are listed in --help.
 inline constexpr const char* kAttentionHelp =
-    "mechanisms, comma-separated: sa, la, aft, ea, ea-N or ea-series-composed-N (N even, 0 .. 16), none";
+    "mechanisms, comma-separated: sa, sa-tiled, la, aft, ea, ea-N or ea-series-composed-N (N even, 0 .. 16), "
+    "none";
 
 /// --layers, --hidden, --heads, --intermediate and --vocab.
 void add_size_options(CLI::App& app, models::BertConfig& model);

@@ -27,9 +27,9 @@ BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, then Tol's. Fixed, so that all panels agree.
 COLORS = {"sa": "#D55E00", "ea": "#009E73", "ea-2": "#56B4E9", "ea-6": "#0072B2", "ea-4": "#CC79A7", "ea-0": "#DDCC77",
-          "ea-8": "#E69F00", "la": "#000000", "aft": "#882255", "none": "#888888"}
-OTHER_COLORS = ["#332288", "#999933", "#AA4499", "#661100", "#44AA99", "#117733"]
-MARKERS = {"sa": "s", "ea": "^", "ea-2": "o", "ea-6": "D", "none": "v"}
+          "ea-8": "#E69F00", "la": "#000000", "aft": "#882255", "none": "#888888", "sa-tiled": "#661100"}
+OTHER_COLORS = ["#332288", "#999933", "#AA4499", "#44AA99", "#117733"]
+MARKERS = {"sa": "s", "sa-tiled": "p", "ea": "^", "ea-2": "o", "ea-6": "D", "none": "v"}
 LINE_STYLES = ["-", "--", ":", "-."]
 
 

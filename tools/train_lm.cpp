@@ -35,7 +35,7 @@ void add_model_options(CLI::App& app, Options& options) {
   models::BertConfig& model = options.training.model;
   const auto count = positive_number();
   app.add_option("--attention", options.attention,
-                 "sa, la, aft, ea, ea-N or ea-series-composed-N (N even, 0 .. 16), none")
+                 "sa, sa-tiled, la, aft, ea, ea-N or ea-series-composed-N (N even, 0 .. 16), none")
       ->capture_default_str();
   app.add_option("--layers", model.layers, "layers")->check(count)->capture_default_str();
   app.add_option("--hidden", model.hidden, "hidden size")->check(count)->capture_default_str();

@@ -1,5 +1,5 @@
-// Dropout and random initialisation. Philox-4x32-10 (core/random.h) runs with one counter per 64-bit lane, a
-// block of words at a time into a buffer in the L1 cache, which a second loop turns into the result.
+// Dropout and random initialisation. Philox fills a buffer in the L1 cache with a block of words at a time,
+// which a second loop turns into the result.
 
 #include <algorithm>
 #include <cmath>
@@ -14,6 +14,7 @@
 #include <hwy/highway.h>
 
 #include "core/simd-inl.h"
+#include "ops/cpu/philox-inl.h"
 #include "ops/cpu/row-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -25,37 +26,17 @@ namespace hn = hwy::HWY_NAMESPACE;
 constexpr int64_t kBlock = 2048;         // words drawn at a time
 constexpr int64_t kBlocksPerThread = 8;  // the fewest worth a thread
 
-/// The 64-bit products of the lower halves of 64-bit lanes.
-template <class V>
-HWY_INLINE V multiply_lower(V a, V b) {
-  const hn::ScalableTag<uint32_t> d32;
-  return hn::MulEven(hn::BitCast(d32, a), hn::BitCast(d32, b));
-}
-
 /// philox(seed, counter + i).word[w] into words[4 * i + w] for i in [0, kBlock / 4).
 HWY_NOINLINE void draw(uint64_t seed, uint64_t counter, uint32_t* HWY_RESTRICT words) {
   const hn::ScalableTag<uint64_t> d;
   constexpr int64_t kLanes = hn::MaxLanes(d);
   static_assert(kBlock / 4 % kLanes == 0);
-  const auto multiplier0 = hn::Set(d, 0xD2511F53u), multiplier1 = hn::Set(d, 0xCD9E8D57u);
   const auto lower_half = hn::Set(d, 0xFFFFFFFFu);
   auto counters = hn::Iota(d, counter);
   for (int64_t i = 0; i < kBlock / 4; i += kLanes) {
-    // The rounds leave rubbish in the upper halves of c0 .. c3; nothing below reads them.
-    auto c0 = counters, c1 = hn::ShiftRight<32>(counters);
-    auto c2 = hn::Zero(d), c3 = hn::Zero(d);
-    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-    for (int round = 0; round < 10; ++round) {
-      const auto p0 = multiply_lower(multiplier0, c0), p1 = multiply_lower(multiplier1, c2);
-      c0 = hn::Xor(hn::Xor(hn::ShiftRight<32>(p1), c1), hn::Set(d, k0));
-      c1 = p1;
-      c2 = hn::Xor(hn::Xor(hn::ShiftRight<32>(p0), c3), hn::Set(d, k1));
-      c3 = p0;
-      k0 += 0x9E3779B9u;
-      k1 += 0xBB67AE85u;
-    }
-    const auto words01 = hn::Or(hn::And(c0, lower_half), hn::ShiftLeft<32>(c1));
-    const auto words23 = hn::Or(hn::And(c2, lower_half), hn::ShiftLeft<32>(c3));
+    const auto lanes = philox_lanes(seed, counters);
+    const auto words01 = hn::Or(hn::And(lanes.word[0], lower_half), hn::ShiftLeft<32>(lanes.word[1]));
+    const auto words23 = hn::Or(hn::And(lanes.word[2], lower_half), hn::ShiftLeft<32>(lanes.word[3]));
     hn::StoreInterleaved2(words01, words23, d, reinterpret_cast<uint64_t*>(words + 4 * i));
     counters = hn::Add(counters, hn::Set(d, uint64_t{kLanes}));
   }
@@ -73,27 +54,13 @@ void for_blocks(const RandomStream& stream, int64_t count, const Body& body) {
   });
 }
 
-/// Lanes(d) words as integers of the size of d's lanes, shifted right by 8: 2^24 times uniform01.
-template <class D>
-HWY_INLINE auto load_bits24(D, const uint32_t* words) {
-  const hn::RebindToSigned<D> di;
-  const hn::Rebind<uint32_t, D> d32;
-  const auto bits = hn::ShiftRight<8>(hn::LoadU(d32, words));
-  if constexpr (sizeof(hn::TFromD<D>) == 4) {
-    return hn::BitCast(di, bits);
-  } else {
-    return hn::PromoteTo(di, hn::BitCast(hn::RebindToSigned<decltype(d32)>(), bits));
-  }
-}
-
 template <class T>
 void drop(const Dropout& args) {
   const hn::ScalableTag<T> d;
   const hn::RebindToSigned<decltype(d)> di;
   const auto* x = static_cast<const T*>(args.x);
   auto* y = static_cast<T*>(args.y);
-  // u >= p for u = n / 2^24 is n >= ceil(2^24 p).
-  const auto threshold = hn::Set(di, static_cast<hn::TFromD<decltype(di)>>(std::ceil(args.p * 0x1p24)));
+  const auto threshold = dropout_threshold(di, args.p);
   const auto scale = hn::Set(d, static_cast<T>(1 / (1 - args.p)));
   for_blocks(args.stream, args.count, [&](const uint32_t* words, int64_t begin, int64_t count) HWY_ATTR {
     for_each_vector(d, 0, count, [&](int64_t i, int64_t n) HWY_ATTR {

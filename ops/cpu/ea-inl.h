@@ -22,6 +22,7 @@
 #include "core/parallel.h"
 #include "core/simd-inl.h"
 #include "ops/cpu/row-inl.h"
+#include "ops/cpu/visible_keys.h"
 #include "ops/ea_kernels.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -32,6 +33,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 inline constexpr int64_t kQueryTile = 256;
 inline constexpr int64_t kKeyTile = 128;
+static_assert(kKeyTile <= VisibleKeys::kMostKeys);
 
 template <class T>
 using Tag = hn::ScalableTag<T>;
@@ -87,48 +89,18 @@ struct Rows {
   }
 };
 
-/// Walks the keys before row `end` tile by tile: while (keys.next()) ... Skips hidden keys and empty tiles.
+/// The keys before row `end`, in tiles.
 template <class T, class Arguments>
-class VisibleKeys {
- public:
-  VisibleKeys(const Place<T, Arguments>& place, int64_t end)
-      : mask_(place.args.key_mask ? place.args.key_mask + place.batch * place.args.length : nullptr),
-        end_(end),
-        causal_(place.args.causal) {}
+VisibleKeys visible_keys(const Place<T, Arguments>& place, int64_t end) {
+  const bool* mask = place.args.key_mask;
+  return {mask ? mask + place.batch * place.args.length : nullptr, end, place.args.causal, kKeyTile};
+}
 
-  /// Moves on to the next tile with a visible key. False if there is none.
-  bool next() {
-    count_ = 0;
-    while (count_ == 0 && begin_ < end_) {
-      const int64_t tile_end = std::min(begin_ + kKeyTile, end_);
-      for (int64_t j = begin_; j < tile_end; ++j) {
-        if (!mask_ || mask_[j]) row_[count_++] = j;
-      }
-      begin_ = tile_end;
-    }
-    return count_ > 0;
-  }
-
-  /// Visible keys of this tile, and the row of each.
-  int64_t count() const { return count_; }
-  int64_t row(int64_t j) const { return row_[j]; }
-
-  /// How many of them, the first ones, the query in row `query` sees.
-  int64_t seen_by(int64_t query) const {
-    return causal_ ? std::upper_bound(row_, row_ + count_, query) - row_ : count_;
-  }
-
-  HWY_INLINE void pack(const Column<const T>& column, Rows<T, kKeyTile>& packed) const {
-    for (int64_t j = 0; j < count_; ++j) packed.set(j, column.load(row_[j]));
-  }
-
- private:
-  const bool* mask_;
-  int64_t begin_ = 0, end_;
-  bool causal_;
-  int64_t count_ = 0;
-  int64_t row_[kKeyTile];
-};
+/// The visible rows of a tile.
+template <class T>
+HWY_INLINE void pack(const VisibleKeys& keys, const Column<const T>& column, Rows<T, kKeyTile>& packed) {
+  for (int64_t j = 0; j < keys.count(); ++j) packed.set(j, column.load(keys.row(j)));
+}
 
 /// The closest key on either side of a query.
 template <class T>
@@ -176,10 +148,10 @@ void find_references(const Place<T, Arguments>& place, int64_t begin, int64_t en
   below.fill(hn::Set(d, -std::numeric_limits<T>::infinity()), count);
   above.fill(hn::Set(d, std::numeric_limits<T>::infinity()), count);
 
-  VisibleKeys visible(place, place.key_end(end));
+  VisibleKeys visible = visible_keys(place, place.key_end(end));
   bool more = true;
   while (more && visible.next()) {
-    visible.pack(k, keys);
+    pack(visible, k, keys);
     more = false;
     for (int64_t i = 0; i < count; ++i) {
       if (all_near[i]) continue;
@@ -209,26 +181,6 @@ struct Query {
   HWY_INLINE Vec<T> weight(Vec<T> distance, Vec<T> displacement) const {
     return ExpNonPositive(Tag<T>(), hn::Mul(displacement, hn::Add(offset, distance)));
   }
-};
-
-/// Lets the calling thread take numbers below the least normal one for 0, within a scope. The weights of far
-/// keys fall in that range, where arithmetic is many times slower.
-class FlushToZero {
- public:
-#if HWY_ARCH_X86
-  FlushToZero() : saved_(_mm_getcsr()) {
-    _mm_setcsr(saved_ | kFlushResults | kFlushOperands);
-  }
-  ~FlushToZero() {
-    _mm_setcsr(saved_);
-  }
-  FlushToZero(const FlushToZero&) = delete;
-  FlushToZero& operator=(const FlushToZero&) = delete;
-
- private:
-  static constexpr unsigned kFlushResults = 0x8000, kFlushOperands = 0x40;
-  unsigned saved_;
-#endif
 };
 
 constexpr int64_t tiles_of(int64_t size, int64_t tile) {

@@ -37,10 +37,10 @@ void backward_tile(const Place<T, EaBackward>& place, int64_t begin, int64_t end
   }
   dqs.fill(zero, count);
 
-  VisibleKeys visible(place, place.key_end(end));
+  VisibleKeys visible = visible_keys(place, place.key_end(end));
   while (visible.next()) {
-    visible.pack(k, keys);
-    visible.pack(v, values);
+    pack(visible, k, keys);
+    pack(visible, v, values);
     dks.fill(zero, visible.count());
     dvs.fill(zero, visible.count());
     for (int64_t i = 0; i < count; ++i) {

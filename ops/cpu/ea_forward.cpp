@@ -31,10 +31,10 @@ void forward_tile(const Place<T, EaForward>& place, int64_t begin, int64_t end) 
   numerators.fill(zero, count);
   denominators.fill(zero, count);
 
-  VisibleKeys visible(place, place.key_end(end));
+  VisibleKeys visible = visible_keys(place, place.key_end(end));
   while (visible.next()) {
-    visible.pack(k, keys);
-    visible.pack(v, values);
+    pack(visible, k, keys);
+    pack(visible, v, values);
     for (int64_t i = 0; i < count; ++i) {
       const Query<T> query(q.load(begin + i), reference.get(i));
       const int64_t seen = visible.seen_by(begin + i);

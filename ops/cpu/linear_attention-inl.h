@@ -17,12 +17,12 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <vector>
 
 #include "core/parallel.h"
 #include "core/simd-inl.h"
 #include "ops/cpu/matmul_tile-inl.h"
 #include "ops/cpu/row-inl.h"
+#include "ops/cpu/thread_scratch.h"
 #include "ops/linear_attention_kernels.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -59,20 +59,14 @@ struct MatrixSize {
   int64_t rows, step;
 };
 
-/// Matrices of these sizes in memory that the calling thread keeps, some hundred KiB for heads of 64. Their
-/// contents are unspecified.
+/// Matrices of these sizes in the thread's scratch, some hundred KiB for heads of 64.
 template <class T, size_t kCount>
 std::array<Matrix<T>, kCount> thread_matrices(const MatrixSize (&sizes)[kCount]) {
-  struct alignas(64) Line {
-    T elements[64 / sizeof(T)];
-  };
   constexpr int64_t kLine = 64 / sizeof(T);
-  thread_local std::vector<Line> lines;
   int64_t count = 0;
   for (const MatrixSize& size : sizes) count += round_up(size.rows * size.step, kLine);
-  if (static_cast<int64_t>(lines.size()) * kLine < count) lines.resize(static_cast<size_t>(count / kLine));
   std::array<Matrix<T>, kCount> matrices;
-  T* next = lines.data()->elements;
+  T* next = thread_scratch<T>(count);
   for (size_t i = 0; i < kCount; ++i) {
     matrices[i] = {next, sizes[i].step};
     next += round_up(sizes[i].rows * sizes[i].step, kLine);

@@ -118,6 +118,10 @@ void check_math() {
       [](auto d, auto x) HWY_ATTR { return ExpNonPositive(d, x); },
       [](long double x) { return std::exp(x); });
   check_function<T>(
+      "exp2_non_positive", {std::numeric_limits<T>::min_exponent - 1, 0}, 1.5,
+      [](auto d, auto x) HWY_ATTR { return Exp2NonPositive(d, x); },
+      [](long double x) { return std::exp2(x); });
+  check_function<T>(
       "exp_minus_one_non_positive", {-infinity, 0}, 2,
       [](auto d, auto x) HWY_ATTR { return ExpMinusOneNonPositive(d, x); },
       [](long double x) { return std::expm1(x); });
@@ -142,6 +146,7 @@ void check_edges() {
   const auto at = [&](auto function, T x) HWY_ATTR { return hn::GetLane(function(hn::Set(d, x))); };
   const auto exp = [&](auto x) HWY_ATTR { return Exp(d, x); };
   const auto exp_non_positive = [&](auto x) HWY_ATTR { return ExpNonPositive(d, x); };
+  const auto exp2_non_positive = [&](auto x) HWY_ATTR { return Exp2NonPositive(d, x); };
   const auto log = [&](auto x) HWY_ATTR { return Log(d, x); };
   const auto tanh = [&](auto x) HWY_ATTR { return Tanh(d, x); };
   const auto sigmoid = [&](auto x) HWY_ATTR { return Sigmoid(d, x); };
@@ -158,6 +163,12 @@ void check_edges() {
   CHECK(at(exp_non_positive, std::numeric_limits<T>::lowest()) == 0);
   CHECK(at(exp_non_positive, -infinity) == 0);
   CHECK(std::isnan(at(exp_non_positive, nan)));
+  CHECK(at(exp2_non_positive, T(0)) == 1);
+  CHECK(at(exp2_non_positive, T(-3)) == T(0.125));
+  CHECK(at(exp2_non_positive, T(-2000)) == 0);
+  CHECK(at(exp2_non_positive, std::numeric_limits<T>::lowest()) == 0);
+  CHECK(at(exp2_non_positive, -infinity) == 0);
+  CHECK(std::isnan(at(exp2_non_positive, nan)));
   const T below_normal = std::log(std::numeric_limits<T>::min()) - T(0.5);
   CHECK(at(exp_non_positive, below_normal) < std::numeric_limits<T>::min());
   CHECK(at(exp_non_positive, below_normal) >= 0);

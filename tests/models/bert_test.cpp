@@ -79,7 +79,7 @@ StepResult train(const models::BertConfig& config, int64_t batch, int64_t length
 }
 
 const std::vector<std::string> kMechanisms = {
-    "sa", "la", "aft", "ea", "ea-2", "ea-6", "ea-series-composed-6", "none"};
+    "sa", "sa-tiled", "la", "aft", "ea", "ea-2", "ea-6", "ea-series-composed-6", "none"};
 
 }  // namespace
 
@@ -89,7 +89,8 @@ TEST_CASE("BERT-base has exactly 109,482,240 parameters, and with AFT its biases
                                     .options = {.device = kMeta}};
     return models::Bert(config).parameter_count();
   };
-  for (const char* attention : {"sa", "la", "ea", "ea-2", "ea-6"}) CHECK(count(attention) == 109'482'240);
+  for (const char* attention : {"sa", "sa-tiled", "la", "ea", "ea-2", "ea-6"})
+    CHECK(count(attention) == 109'482'240);
   CHECK(count("aft") == 109'482'240 + 12 * 512 * 512);
 }
 
@@ -145,7 +146,7 @@ TEST_CASE("training gives the same bits with any thread count, and from run to r
 }
 
 TEST_CASE("checkpointed layers train to the same bits in less memory") {
-  for (const char* attention : {"sa", "la", "aft", "ea-6"}) {
+  for (const char* attention : {"sa", "sa-tiled", "la", "aft", "ea-6"}) {
     CHECK(train(tiny(attention), 2, 33).parameters == train(tiny(attention), 2, 33, true).parameters);
     const models::BertConfig base{.attention = nn::Mechanism::parse(attention), .options = {.device = kMeta}};
     const auto activations = [&](bool checkpointed) {
@@ -216,7 +217,7 @@ TEST_CASE("parameter names are Hugging Face's") {
 
 TEST_CASE(
     "outputs of a causal model do not change when later tokens do, and batch rows do not affect each other") {
-  for (const char* attention : {"sa", "la", "aft", "ea", "ea-6"}) {
+  for (const char* attention : {"sa", "sa-tiled", "la", "aft", "ea", "ea-6"}) {
     models::BertConfig config = tiny(attention);
     config.causal = true;
     models::Bert model(config);

@@ -27,7 +27,7 @@ using testing::values_of;
 
 using Tokens = std::vector<int64_t>;
 
-const std::vector<std::string> kMechanisms{"sa", "la", "aft", "ea", "ea-2", "ea-6", "none"};
+const std::vector<std::string> kMechanisms{"sa", "sa-tiled", "la", "aft", "ea", "ea-2", "ea-6", "none"};
 
 constexpr int64_t kVocabulary = 23;
 

@@ -26,7 +26,7 @@ using testing::values_of;
 constexpr int64_t kBatch = 3, kLength = 9, kHidden = 6, kPositions = 300;
 
 const std::vector<std::string> kNames{
-    "sa", "la", "aft", "ea", "ea-0", "ea-2", "ea-6", "ea-series-composed-2", "none"};
+    "sa", "sa-tiled", "la", "aft", "ea", "ea-0", "ea-2", "ea-6", "ea-series-composed-2", "none"};
 
 AttentionConfig config_of(const std::string& name, DType dtype = DType::f64) {
   return {.mechanism = Mechanism::parse(name),

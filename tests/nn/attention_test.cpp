@@ -26,7 +26,7 @@ using testing::values_of;
 constexpr int64_t kBatch = 2, kLength = 5, kHidden = 6, kPositions = 7;
 
 const std::vector<std::string> kNames{
-    "sa", "la", "aft", "ea", "ea-0", "ea-2", "ea-6", "ea-series-composed-2", "none"};
+    "sa", "sa-tiled", "la", "aft", "ea", "ea-0", "ea-2", "ea-6", "ea-series-composed-2", "none"};
 
 AttentionConfig config_of(const std::string& name, bool causal = false, DType dtype = DType::f64) {
   return {.mechanism = Mechanism::parse(name),
@@ -45,6 +45,7 @@ Tensor padding_mask() {
 TEST_CASE("every mechanism has a name that parses") {
   using Kind = Mechanism::Kind;
   CHECK(Mechanism::parse("sa") == Mechanism{Kind::sa});
+  CHECK(Mechanism::parse("sa-tiled") == Mechanism{Kind::sa_tiled});
   CHECK(Mechanism::parse("la") == Mechanism{Kind::la});
   CHECK(Mechanism::parse("aft") == Mechanism{Kind::aft});
   CHECK(Mechanism::parse("ea") == Mechanism{Kind::ea});
@@ -59,12 +60,13 @@ TEST_CASE("every mechanism has a name that parses") {
 
 TEST_CASE("any other name is an error that lists them") {
   for (const std::string name :
-       {"", "SA", "softmax", "sa ", "ea-", "ea-x", "ea-2x", "ea-2.0", "ea--", "ea-+2", "ea-series-composed",
-        "ea-series-composed-", "ea-99999999999999999999", "none-2"}) {
-    check_error([&] { Mechanism::parse(name); },
-                "attention: expected sa, la, aft, ea, ea-N or ea-series-composed-N (N even, 0 .. 16), or "
-                "none, got '" +
-                    name + "'");
+       {"", "SA", "softmax", "sa ", "sa-", "sa-tiled-2", "ea-", "ea-x", "ea-2x", "ea-2.0", "ea--", "ea-+2",
+        "ea-series-composed", "ea-series-composed-", "ea-99999999999999999999", "none-2"}) {
+    check_error(
+        [&] { Mechanism::parse(name); },
+        "attention: expected sa, sa-tiled, la, aft, ea, ea-N or ea-series-composed-N (N even, 0 .. 16), or "
+        "none, got '" +
+            name + "'");
   }
   for (const auto& [name, order] : {std::pair{"ea-1", "1"},
                                     {"ea-3", "3"},
@@ -127,6 +129,8 @@ TEST_CASE("the mechanism works on the projections of x") {
     if (mechanism.kind != Mechanism::Kind::none) {
       const Tensor q = project("query"), k = project("key"), v = expected;
       if (mechanism.kind == Mechanism::Kind::sa) expected = softmax_attention(q, k, v, 2, options);
+      if (mechanism.kind == Mechanism::Kind::sa_tiled)
+        expected = softmax_attention_tiled(q, k, v, 2, options);
       if (mechanism.kind == Mechanism::Kind::la) expected = linear_attention(q, k, v, 2, options);
       if (mechanism.kind == Mechanism::Kind::aft) {
         expected = aft(q, k, v, parameters.at("position_bias"), options);
@@ -199,8 +203,10 @@ TEST_CASE("dropout concerns softmax attention, while training") {
     attention.train(training);
     return values_of(attention.forward(x)) != values_of(attention.forward(x));
   };
-  CHECK(changes("sa", true));
-  CHECK_FALSE(changes("sa", false));
+  for (const char* name : {"sa", "sa-tiled"}) {
+    CHECK(changes(name, true));
+    CHECK_FALSE(changes(name, false));
+  }
   CHECK_FALSE(changes("la", true));
   CHECK_FALSE(changes("aft", true));
   CHECK_FALSE(changes("ea", true));

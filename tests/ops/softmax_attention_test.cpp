@@ -3,68 +3,16 @@
 #include <cmath>
 
 #include "ops/elementwise.h"
-#include "tests/support/attention_properties.h"
-#include "tests/support/naive_matmul.h"
-#include "tests/support/naive_softmax.h"
 #include "tests/support/op_variants.h"
+#include "tests/support/softmax_attention_heads.h"
 
 namespace elwise::testing {
 namespace {
 
 constexpr uint64_t kSeed = 20250105;
 
-/// Head `head` of batch entry `b` of x [batch, length, channels], as [length, size].
-Values head_of(const AttentionShape& shape, const Values& x, int64_t b, int64_t head, int64_t size) {
-  Values result;
-  for (int64_t i = 0; i < shape.length; ++i) {
-    const auto first = x.begin() + shape.index(b, i, head * size);
-    result.insert(result.end(), first, first + size);
-  }
-  return result;
-}
-
-/// eq. 17 of arXiv 2501.05730. Weight number n in [batch, heads, length, length] is dropped by word n of the
-/// stream.
-Values naive_attention(const AttentionShape& shape, int64_t heads, double dropout_p, RandomStream stream,
-                       const Values& q, const Values& k, const Values& v) {
-  const int64_t length = shape.length, size = shape.channels / heads;
-  Values y(v.size());
-  uint64_t word = 0;
-  for (int64_t b = 0; b < shape.batch; ++b) {
-    naive::SoftmaxMask mask{.queries = length, .causal = shape.causal};
-    if (!shape.key_mask.empty()) {
-      mask.key_mask = {shape.key_mask.begin() + b * length, shape.key_mask.begin() + (b + 1) * length};
-    }
-    for (int64_t head = 0; head < heads; ++head) {
-      Values scores = naive::matmul(head_of(shape, q, b, head, size), head_of(shape, k, b, head, size),
-                                    length, length, size, false, true);
-      for (double& score : scores) score /= std::sqrt(static_cast<double>(size));
-      Values weights = naive::softmax(scores, length, length, mask);
-      for (double& weight : weights) {
-        const bool kept = dropout_p == 0 || static_cast<double>(uniform01(stream.word(word))) >= dropout_p;
-        weight = kept ? weight / (1 - dropout_p) : 0;
-        ++word;
-      }
-      const Values part = naive::matmul(weights, head_of(shape, v, b, head, size), length, size, length);
-      for (int64_t i = 0; i < length; ++i) {
-        std::copy_n(part.begin() + i * size, size, y.begin() + shape.index(b, i, head * size));
-      }
-    }
-  }
-  return y;
-}
-
 Attention softmax_heads(int64_t heads, double dropout_p = 0) {
-  return {.name = detail::concatenate("softmax_attention ", heads, " heads dropout ", dropout_p),
-          .run =
-              [=](const Tensor& q, const Tensor& k, const Tensor& v, const AttentionOptions& options) {
-                Generator generator(kSeed);
-                return softmax_attention(q, k, v, heads, options, dropout_p, generator);
-              },
-          .naive =
-              [=](const AttentionShape& shape, const Values& q, const Values& k, const Values& v) {
-                return naive_attention(shape, heads, dropout_p, {kSeed, 0}, q, k, v);
-              }};
+  return softmax_attention_heads("softmax_attention", softmax_attention, heads, dropout_p, kSeed);
 }
 
 TEST_CASE("values and gradients for every mask, one head") {

@@ -82,7 +82,7 @@ class Program(unittest.TestCase):
     def test_errors(self) -> None:
         bare = self.executable("bare", f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
         cases: list[tuple[list[object], int, str]] = [
-            (["--attention", "nonsense"], 2, "expected sa, ea, ea-N"),
+            (["--attention", "nonsense"], 2, "expected sa, sa-tiled, ea, ea-N"),
             (["--attention", "sa,ea-3"], 2, "(N even, 0 .. 16), got 'ea-3'"),
             (["--attention", "ea-18"], 2, "got 'ea-18'"),
             (["--seq-len", "128,0"], 2, "expected a whole number of at least 1, got '0'"),

@@ -139,7 +139,7 @@ TEST_CASE("bad input: one line that says what is wrong, exit 2 for usage and 1 f
   const TemporaryFolder folder;
   const std::string empty = folder.write("empty.txt", "").string();
   const std::tuple<std::string, int, std::string> cases[] = {
-      {"--attention nonsense", 2, "expected sa, la, aft, ea, ea-N"},
+      {"--attention nonsense", 2, "expected sa, sa-tiled, la, aft, ea, ea-N"},
       {"--attention ea-3", 2, "order 3, expected an even one in 0 .. 16"},
       {"--attention ea-18", 2, "expected an even one in 0 .. 16"},
       {"--seq-len 0", 2, "--seq-len: expected a number above 0, got 0"},
