@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 
 #include "core/safetensors.h"
 #include "nn/init.h"
@@ -56,7 +57,9 @@ Bert::Embeddings::Embeddings(const BertConfig& config)
   add_module("word_embeddings", words);
   if (config.sinusoidal) {
     const MemoryTagGuard tag(MemoryTag::parameters);
-    fixed_positions = nn::sinusoidal_positions(config.positions, config.hidden, config.options);
+    // As large as the token table, whose deviation this is.
+    fixed_positions = mul(nn::sinusoidal_positions(config.positions, config.hidden, config.options),
+                          std::numbers::sqrt2 * config.initializer_deviation);
   } else {
     add_module("position_embeddings", positions.emplace(config.positions, config.hidden, config.options));
   }

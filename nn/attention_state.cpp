@@ -49,7 +49,7 @@ std::map<std::string, Tensor> AttentionState::named_tensors() const {
     for (Tensor* tensor : {&cache->k, &cache->v}) *tensor = slice(*tensor, 1, 0, cache->longest);
   }
   std::map<std::string, Tensor> result;
-  for (const auto& [name, tensor] : fields(handles)) result.emplace(name, *tensor);
+  for (const auto& [name, tensor] : fields(handles)) result.emplace(name, on_host(*tensor));
   return result;
 }
 

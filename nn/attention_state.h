@@ -20,10 +20,10 @@ struct AttentionState {
   /// Of the tensors, with the rows of a cache that are not in use yet.
   int64_t bytes() const;
 
-  /// The tensors that are the whole state, by name: "s", "z", "kappa" (EA-series); "s", "z" (linear
-  /// attention); "k", "v", "lengths" (a cache, of which k and v are cut to the rows in use).
+  /// The tensors that are the whole state, on the CPU, by name: "s", "z", "kappa" (EA-series); "s", "z"
+  /// (linear attention); "k", "v", "lengths" (a cache, of which k and v are cut to the rows in use).
   std::map<std::string, Tensor> named_tensors() const;
-  /// Copies in what named_tensors() of such a state gave, from any device: steps go on with the same bits.
+  /// Copies in what named_tensors() of such a state gave: steps go on with the same bits.
   /// Throws Error for names, shapes and dtypes of another state, before anything is changed.
   void set_tensors(const std::map<std::string, Tensor>& tensors);
 };

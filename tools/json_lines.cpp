@@ -7,7 +7,7 @@
 
 namespace elwise::tools {
 
-JsonLines::JsonLines(std::filesystem::path path) : path_(std::move(path)) {
+JsonLines::JsonLines(std::filesystem::path path, bool append) : path_(std::move(path)), started_(append) {
   if (!path_.empty()) open(std::ios::app);
 }
 

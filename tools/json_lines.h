@@ -14,11 +14,11 @@ inline nlohmann::ordered_json value_or_null(const std::optional<double>& value) 
 }
 
 /// A file of JSON objects, one per line, each on the disk as soon as write() returns. An older file of that
-/// name is replaced by the first object, not before.
+/// name is replaced by the first object, not before, or added to.
 class JsonLines {
  public:
   /// Throws Error for a path that cannot be written. An empty path writes nothing.
-  explicit JsonLines(std::filesystem::path path);
+  explicit JsonLines(std::filesystem::path path, bool append = false);
 
   /// Throws Error when the object cannot be written (a full disk); lines written before stay.
   void write(const nlohmann::ordered_json& object);

@@ -177,6 +177,24 @@ TEST_CASE("a checkpoint of another model is refused") {
               "optimizer: the saved state has 48 tensors, of which 16 belong to this model");
 }
 
+TEST_CASE("the parameters of a checkpoint can be loaded alone") {
+  const TemporaryFolder folder;
+  manual_seed(1);
+  Training trained, other;
+  trained.steps(2);
+  save_checkpoint(folder.path(), trained.encoder, trained.optimizer);
+  const RandomStream before = default_generator().state();
+  load_checkpoint(folder.path(), other.encoder);
+  const auto expected = trained.encoder.parameters(), actual = other.encoder.parameters();
+  for (size_t i = 0; i < expected.size(); ++i) CHECK(values_of(actual[i]) == values_of(expected[i]));
+  CHECK(other.optimizer.state().empty());
+  CHECK(default_generator().state().offset == before.offset);
+  const Linear linear(3, 2);
+  check_error([&] { load_checkpoint(folder.path(), linear); },
+              "checkpoint: " + (folder / "step-2.safetensors").string() +
+                  " belongs to another model: 2 parameters are missing, 16 are unknown");
+}
+
 TEST_CASE("a checkpoint that is refused changes nothing") {
   const TemporaryFolder folder;
   Training training;
