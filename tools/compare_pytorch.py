@@ -9,6 +9,9 @@ scaled_dot_product_attention) with AdamW and no dropout. Every measurement is a 
 a pair run one after the other and pairs alternate their order. Peak memory is the kernel's count for the whole
 process (ru_maxrss), for PyTorch with Python and its libraries, and with the compiler where it compiles; on a GPU it
 is each allocator's own count of what its tensors took.
+
+With --generate LIST it compares single steps of generation instead, with so many tokens before them: infer_bert_cost
+--position against pytorch_generation.py, eager, on the CPU.
 """
 
 import argparse
@@ -26,7 +29,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TextIO
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-BUILD_HINT = "cmake --preset release && cmake --build --preset release --target train_bert_cost"
+BUILD_HINT = "cmake --preset release && cmake --build --preset release --target train_bert_cost infer_bert_cost"
 TORCH_HINT = "python3 -m venv DIR && DIR/bin/pip install torch, then --python DIR/bin/python"
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -53,7 +56,7 @@ class Configuration:
     """One row of the table and what has been measured for it."""
 
     attention: str
-    length: int
+    length: int  # tokens of a training step's sequence, or before a step of generation
     batch: int
     pairs: list[dict[str, dict[str, Any]]] = dataclasses.field(default_factory=list)  # side -> measurement
     failed: dict[str, str] = dataclasses.field(default_factory=dict)  # side -> why
@@ -131,10 +134,18 @@ def parse_arguments() -> argparse.Namespace:
     add("--malloc", choices=["keep", "default"], default="keep",
         help="keep: PyTorch's process keeps freed memory, which is faster; default: glibc's settings (default: keep)")
     add("--json", help="write one JSON object per measurement to this file")
+    add("--generate", type=lengths, metavar="LIST",
+        help="compare steps of generation with so many tokens before them, comma-separated, in place of training")
+    add("--infer-bert-cost", type=pathlib.Path, default=ROOT / "build/release/tools/infer_bert_cost",
+        help="Elwise's side of --generate (default: build/release/tools/infer_bert_cost)")
     add("--worker", choices=["eager", "compiled"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.hidden % options.heads != 0:
         parser.error(f"hidden: {options.hidden} is not divisible by {options.heads} heads")
+    if options.generate:
+        if "ea" in options.attention or options.device != "cpu":
+            parser.error("generate: expected sa or ea-N on the CPU: PyTorch's half has no other step")
+        options.no_compile = options.causal = True
     return options
 
 
@@ -151,6 +162,19 @@ def work(options: argparse.Namespace) -> None:
         result = measure(config, run)
     except Exception as error:  # whatever PyTorch raises: its message may end in advice, its first line says what
         sys.exit(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+    pathlib.Path(options.json).write_text(json.dumps(result))
+
+
+def work_generating(options: argparse.Namespace) -> None:
+    """The worker of --generate."""
+    from pytorch_bert import Config
+    from pytorch_generation import measure
+
+    position = options.generate[0]
+    positions = position + options.warmup + options.steps
+    config = Config(options.attention[0], positions, options.batch[0], True, options.layers, options.hidden,
+                    options.heads, options.intermediate, options.vocab, positions)
+    result = measure(config, position, options.steps, options.warmup, options.threads, options.dtype, options.seed)
     pathlib.Path(options.json).write_text(json.dumps(result))
 
 
@@ -187,19 +211,25 @@ def measure_side(side: str, configuration: Configuration, options: argparse.Name
     with tempfile.TemporaryDirectory() as folder:
         result = pathlib.Path(folder) / "result.json"
         if side == "elwise":
-            command = [str(options.train_bert_cost), "--no-matmul-floor", "--quiet"]
+            program = [options.infer_bert_cost] if options.generate else [options.train_bert_cost, "--no-matmul-floor"]
+            command = [*map(str, program), "--quiet"]
         else:
             command = [options.python, __file__, "--worker", side, "--optimizer", options.optimizer]
             if options.malloc == "keep":
                 environment.setdefault("GLIBC_TUNABLES", KEEP_MEMORY)
-        command += ["--attention", configuration.attention, "--seq-len", str(configuration.length), "--batch",
-                    str(configuration.batch), "--json", str(result)] + ["--causal"] * options.causal + ["--tf32"] * options.tf32
-        for name in (*MODEL_SIZES, "device", "dtype", "steps", "warmup", "threads", "seed"):
+        length = "--seq-len" if not options.generate else "--position" if side == "elwise" else "--generate"
+        command += ["--attention", configuration.attention, length, str(configuration.length), "--batch",
+                    str(configuration.batch), "--json", str(result)]
+        if not options.generate:
+            command += ["--causal"] * options.causal + ["--tf32"] * options.tf32
+        warmup = ["warmup"] * (not options.generate or side != "elwise")
+        for name in (*MODEL_SIZES, "device", "dtype", "steps", "threads", "seed", *warmup):
             command += [f"--{name}", str(getattr(options, name))]
         peak = run_child(command, environment)
         measurement = json.loads(result.read_text())
-    measurement["tokens_per_s"] = configuration.batch * configuration.length * 1e3 / measurement["step_ms"]
-    measurement["peak_rss_bytes"] = peak
+    measurement.setdefault("step_ms", measurement.get("ms_per_token"))
+    tokens = configuration.batch * (1 if options.generate else configuration.length)
+    measurement["tokens_per_s"] = tokens * 1e3 / measurement["step_ms"]
     if options.device == "cpu":
         measurement["peak_bytes"] = peak
     return measurement
@@ -236,7 +266,7 @@ def measure_pairs(configuration: Configuration, options: argparse.Namespace, log
                 continue
             report(configuration, number, side, pair[side], options, log)
         counts = {measurement["parameters"] for measurement in pair.values()}
-        if len(counts) > 1:
+        if len(counts) > 1 and not options.generate:  # tables of positions and types, of which a step reads a row
             raise Failure(f"{configuration}: the models differ: they have {sorted(counts)} parameters")
 
 
@@ -249,14 +279,15 @@ def fail(configuration: Configuration, sides: list[str], reason: str) -> None:
 def report(configuration: Configuration, number: int, side: str, measurement: dict[str, Any],
            options: argparse.Namespace, log: TextIO | None) -> None:
     first = measurement.get("first_step_ms")
+    loss = f", first loss {measurement['loss_first']:.2f}" if "loss_first" in measurement else ""
     compiling = f", first step {first / 1e3:.0f} s" if side == "compiled" and first else ""
     print(f"{configuration}, pair {number + 1} of {options.pairs}: {SIDES[side]} {measurement['step_ms']:.1f} ms a "
-          f"step, peak {gibibytes(measurement['peak_bytes'])}, first loss {measurement['loss_first']:.2f}"
-          f"{compiling}", file=sys.stderr)
+          f"step, peak {gibibytes(measurement['peak_bytes'])}{loss}{compiling}", file=sys.stderr)
     if log is not None:
         context = {"side": side, "pair": number + 1, "attention": configuration.attention,
                    "seq_len": configuration.length, "batch": configuration.batch, "threads": options.threads,
-                   "device": options.device, "dtype": options.dtype, "malloc": options.malloc if side != "elwise" else None}
+                   "device": options.device, "dtype": options.dtype,
+                   "malloc": options.malloc if side != "elwise" else None}
         print(json.dumps({**context, **measurement}), file=log, flush=True)
 
 
@@ -276,10 +307,11 @@ def median_ratio(configuration: Configuration, side: str, field: str) -> str:
     return f"{statistics.median(ratios):.2f}" if ratios else "-"
 
 
-def table(configurations: list[Configuration], compiled: bool) -> str:
+def table(configurations: list[Configuration], compiled: bool, generating: bool = False) -> str:
     """The Markdown table; every cell is a median over pairs."""
     sides = [side for side in SIDES if side != "compiled" or compiled]
-    header = ["attention", "batch", "length"]
+    header = ["attention", "batch", "position" if generating else "length"]
+    fields = (("tokens_per_s", "{:.1f}" if generating else "{:.0f}"), ("peak_bytes", None))
     for unit, quantity in (("tokens/s", "speed"), ("peak", "peak")):
         for side in sides:
             header.append(f"{SIDES[side]} {unit}")
@@ -287,7 +319,7 @@ def table(configurations: list[Configuration], compiled: bool) -> str:
     rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
     for configuration in configurations:
         row = [configuration.attention, str(configuration.batch), str(configuration.length)]
-        for field, text in (("tokens_per_s", "{:.0f}".format), ("peak_bytes", gibibytes)):
+        for field, text in ((field, form.format if form else gibibytes) for field, form in fields):
             for side in sides:
                 value = median_of(configuration, side, field)
                 row.append("fails" if side in configuration.failed else "-" if value is None else text(value))
@@ -299,14 +331,14 @@ def table(configurations: list[Configuration], compiled: bool) -> str:
 def describe(options: argparse.Namespace, version: str, configurations: list[Configuration]) -> str:
     """What holds for the whole table, in one line."""
     causal = ", causal" if options.causal else ""
-    tf32 = ", TF32" if options.tf32 else ""
     if options.device != "cpu":
-        return (f"PyTorch {version}, {options.device}, {options.dtype}{tf32}{causal}; AdamW: {options.optimizer}; peak: "
-                f"of tensors' memory; medians of {options.pairs} pairs of {options.steps} steps")
+        return (f"PyTorch {version}, {options.device}, {options.dtype}{', TF32' * options.tf32}{causal}; AdamW: "
+                f"{options.optimizer}; peak: of tensors; medians of {options.pairs} pairs of {options.steps} steps")
     bare = [value for configuration in configurations
             if (value := median_of(configuration, "eager", "after_import_rss_bytes"))]
     without_model = f" ({gibibytes(statistics.median(bare))} of PyTorch's after its import)" if bare else ""
-    return (f"PyTorch {version}, {options.threads} threads, {options.dtype}{causal}; AdamW: {options.optimizer}; "
+    optimizer = "a step of generation" if options.generate else f"AdamW: {options.optimizer}"
+    return (f"PyTorch {version}, {options.threads} threads, {options.dtype}{causal}; {optimizer}; "
             f"malloc: {options.malloc}; peak: of the whole process{without_model}; medians of {options.pairs} pairs of "
             f"{options.steps} steps")
 
@@ -326,8 +358,9 @@ def torch_version(python: str) -> str:
 
 
 def compare(options: argparse.Namespace) -> int:
-    if not os.access(options.train_bert_cost, os.X_OK):
-        raise Failure(f"no program {options.train_bert_cost}; build it: {BUILD_HINT}")
+    program = options.infer_bert_cost if options.generate else options.train_bert_cost
+    if not os.access(program, os.X_OK):
+        raise Failure(f"no program {program}; build it: {BUILD_HINT}")
     version = torch_version(options.python)
     try:
         log = open(options.json, "w", encoding="utf-8") if options.json else None
@@ -336,7 +369,7 @@ def compare(options: argparse.Namespace) -> int:
     configurations: list[Configuration] = []
     status = 0
     try:
-        for length in options.seq_len:
+        for length in options.generate or options.seq_len:
             for batch in options.batch:
                 for attention in options.attention:
                     configurations.append(Configuration(attention, length, batch))
@@ -347,14 +380,14 @@ def compare(options: argparse.Namespace) -> int:
     if status == 0 and any({"elwise", "eager"} & configuration.failed.keys() for configuration in configurations):
         status = EXIT_FAILURE
     print(describe(options, version, measured) + (", interrupted" if status == EXIT_INTERRUPTED else "") + "\n")
-    print(table(measured, not options.no_compile))
+    print(table(measured, not options.no_compile, bool(options.generate)))
     return status
 
 
 def main() -> int:
     options = parse_arguments()
     if options.worker:
-        work(options)
+        work_generating(options) if options.generate else work(options)
         return 0
     try:
         return compare(options)

@@ -92,6 +92,9 @@ class Program(unittest.TestCase):
             (["--heads", "5"], 2, "hidden: 768 is not divisible by 5 heads"),
             (["--dtype", "f16"], 2, "--dtype"),
             (["--nonsense"], 2, "--nonsense"),
+            (["--generate", "8,0"], 2, "expected a whole number of at least 1, got '0'"),
+            (["--generate", "8", "--attention", "ea"], 2, "generate: expected sa or ea-N"),
+            (["--generate", "8", "--infer-bert-cost", self.folder / "missing"], 1, "build it: cmake"),
             (["--train-bert-cost", self.folder / "missing"], 1, "build it: cmake"),
             (["--python", self.folder / "missing"], 1, "pip install torch"),
             (["--python", bare], 1, "No module named 'torch'); make one: python3 -m venv"),
@@ -119,7 +122,16 @@ class Program(unittest.TestCase):
         self.assertTrue(all(cell.endswith(" GiB") for cell in (cells[8], cells[9], cells[11])), cells)
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         self.assertEqual([line["side"] for line in lines], self.calls())
-        self.assertTrue(all(line["peak_rss_bytes"] > 1 << 20 for line in lines))
+        self.assertTrue(all(line["peak_bytes"] > 1 << 20 for line in lines))
+
+    def test_steps_of_generation(self) -> None:
+        self.plan(elwise=[10, 10, 20], eager=[40, 20, 60])
+        run = run_program(*self.sides, "--infer-bert-cost", self.stand_in, "--generate=300", "--attention=ea-6",
+                          "--batch=2", "--pairs=3")
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertEqual(self.calls(), ["elwise", "eager", "eager", "elwise", "elwise", "eager"])
+        self.assertIn("| attention | batch | position |", run.stdout)
+        self.assertEqual(self.cells(run.stdout)[:6], ["ea-6", "2", "300", "200.0", "50.0", "3.00"])
 
     def test_a_failed_compile_is_a_cell(self) -> None:
         self.plan(elwise=[10, 10], eager=[20, 20], compiled=["no compiler"])
@@ -228,6 +240,15 @@ def load_safetensors(path: pathlib.Path) -> dict:
 
 class Run(unittest.TestCase):
     train_bert_cost = ""
+
+    def test_steps_of_generation(self) -> None:
+        infer_bert_cost = pathlib.Path(self.train_bert_cost).with_name("infer_bert_cost")
+        tiny = [option for option in TINY if not option.startswith("--seq-len")]
+        run = run_program(*tiny, "--infer-bert-cost", infer_bert_cost, "--generate=8,300", "--attention=sa,ea-6",
+                          "--pairs=1")
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertEqual(sum(line.startswith(("| sa", "| ea-6")) for line in run.stdout.splitlines()), 4)
+        self.assertNotIn("fails", run.stdout)
 
     def test_both_sides(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
