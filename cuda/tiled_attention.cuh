@@ -24,8 +24,6 @@ inline constexpr int kTeams = 8;
 inline constexpr int kBlock = kLanes * kTeams;
 inline constexpr int kOwn = 4;    // rows of a thread, and columns
 inline constexpr int kTile = 32;  // rows: a bit each in a mask
-/// Blocks of f32 and bf16 that a multiprocessor has registers and shared memory for.
-inline constexpr int kResident = 5;
 static_assert(kTeams * kOwn == kTile && kLanes * kOwn == kTile);
 
 /// Exponentials are taken to the base 2, of numbers that are multiplied by this.
