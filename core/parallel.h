@@ -16,8 +16,8 @@ void set_num_threads(int count);
 /// An exception thrown by body is rethrown on the caller. Nested calls run serially.
 void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t begin, int64_t end)>& body);
 
-/// Calls body(task) for each task in [0, count), handed out one by one: for few, large or uneven tasks. A task
-/// starts after all smaller ones have started.
+/// Calls body(task) for each task in [0, count), handed out one by one: for few, large or uneven tasks. A
+/// task starts after all smaller ones have started.
 void parallel_tasks(int64_t count, const std::function<void(int64_t task)>& body);
 
 /// The index in [0, num_threads()) of the calling thread within the innermost parallel_for/parallel_tasks.

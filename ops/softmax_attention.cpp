@@ -147,8 +147,8 @@ Tensor softmax_attention_tiled(const Tensor& q, const Tensor& k, const Tensor& v
                                const AttentionOptions& options, double dropout_p, Generator& generator) {
   check_arguments("softmax_attention_tiled", q, k, v, heads, options, dropout_p);
   const Tensor y = empty(q.shape(), q.options());
-  const Tensor logsumexp = empty({q.size(0), heads, q.size(1)},
-                                 {.dtype = accumulation_dtype(q.dtype()), .device = q.device()});
+  const Tensor logsumexp =
+      empty({q.size(0), heads, q.size(1)}, {.dtype = accumulation_dtype(q.dtype()), .device = q.device()});
   TiledAttentionForward forward{.dtype = q.dtype(),
                                 .q = q.data(),
                                 .k = k.data(),
