@@ -96,7 +96,7 @@ TEST_CASE("meta counts what the CPU counts, to the byte, and runs nothing") {
 TEST_CASE("infer_bert_cost, bad input: one line that says what is wrong") {
   const TemporaryFolder folder;
   const std::tuple<std::string, int, std::string> cases[] = {
-      {"--attention nonsense", 2, "expected sa, la, aft, ea, ea-N"},
+      {"--attention nonsense", 2, "expected sa, sa-tiled, la, aft, ea, ea-N"},
       {"--length 0", 2, "--length: expected a number above 0, got 0"},
       {"--position 0", 2, "--position: expected a number above 0, got 0"},
       {"--position 8 --length 8", 2, "expected no --length"},
