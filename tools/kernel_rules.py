@@ -28,7 +28,22 @@ NARROW_STORES = {
 }
 
 # Kernels of the contracts that may move more than MOST_MOVED times what cost() says.
-MOVES_MORE: dict[str, str] = {}
+_SECOND_PASS = "sums of chunks first, then a second pass over the rows"
+_TILES = "every tile of queries asks for all keys and values, which the second-level cache holds"
+MOVES_MORE = {
+    "layer_norm_forward": "every row asks for weight and bias, which the first-level cache holds",
+    "layer_norm_backward": "the same, and sums of rows on their way to dweight and dbias",
+    "cumsum": _SECOND_PASS,
+    "ea_series_forward": _SECOND_PASS,
+    "ea_series_backward": "two passes over the rows, with two values of each row between them",
+    "ea_forward": _TILES,
+    "ea_backward": _TILES + "; one kernel for queries, one for keys",
+    "linear_attention_forward": _SECOND_PASS + "; a state for every 128 rows",
+    "linear_attention_backward": _SECOND_PASS + ", for dq, dk and dv each",
+    "tiled_attention_forward": _TILES,
+    "tiled_attention_backward": _TILES + "; one kernel for queries, one for keys",
+    "aft_bias_gradient": "every thread asks whether any answer is direct",
+}
 
 
 NUMBER = r"-?[0-9]+u?l*|true|false"

@@ -114,5 +114,9 @@ void __tsan_write_range(void* address, unsigned long bytes) {
   }
 ELWISE_COUNTED_ATOMICS(32, int)
 ELWISE_COUNTED_ATOMICS(64, long)
+/// Of the guards of static variables: the host's.
+char __tsan_atomic8_load(const volatile char* address, int) {
+  return __atomic_load_n(address, __ATOMIC_ACQUIRE);
+}
 
 }  // extern "C"

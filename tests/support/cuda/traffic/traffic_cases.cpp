@@ -1,17 +1,23 @@
 #include "tests/support/cuda/traffic/traffic_cases.h"
 
+#include <memory>
+
 #include "core/dispatch.h"
+#include "ops/aft.h"
+#include "ops/attention_step.h"
 #include "ops/cumsum.h"
 #include "ops/dropout.h"
 #include "ops/ea.h"
 #include "ops/ea_series.h"
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
+#include "ops/linear_attention.h"
 #include "ops/loss.h"
 #include "ops/norm.h"
 #include "ops/optimizer_step.h"
 #include "ops/reduce.h"
 #include "ops/softmax.h"
+#include "ops/softmax_attention.h"
 #include "ops/softmax_kernels.h"
 #include "ops/view.h"
 
@@ -53,6 +59,7 @@ const Shape kHidden{512, 3072};  // within its feed-forward part
 const Shape kSequence{1, 512, 768};
 const Shape kWeights{4, 256, 512};  // of softmax attention
 const Shape kLogits{77, 30522};     // masked tokens, vocabulary
+constexpr int64_t kHeads = 12;
 
 void add_elementwise_cases(std::vector<TrafficCase>& cases) {
   const auto add_case = [&](const std::string& name, const std::vector<Shape>& shapes, const Op& op) {
@@ -191,7 +198,52 @@ void add_attention_cases(std::vector<TrafficCase>& cases) {
     cases.push_back(op_case("ea" + form + " 1x256x128", {pairs, pairs, pairs}, pairs, [=](const auto& in) {
       return ea(in[0], in[1], in[2], {.causal = causal, .key_mask = {}});
     }));
+    const std::vector<Shape> inputs{kSequence, kSequence, kSequence};
+    cases.push_back(op_case("linear_attention" + form + " 1x512x768", inputs, kSequence, [=](const auto& in) {
+      return linear_attention(in[0], in[1], in[2], kHeads, {.causal = causal, .key_mask = {}});
+    }));
+    cases.push_back(
+        op_case("softmax_attention_tiled" + form + " 1x512x768", inputs, kSequence, [=](const auto& in) {
+          return softmax_attention_tiled(in[0], in[1], in[2], kHeads, {.causal = causal, .key_mask = {}});
+        }));
   }
+  cases.push_back(op_case("aft 1x256x256", {{1, 256, 256}, {1, 256, 256}, {1, 256, 256}, {256, 256}},
+                          {1, 256, 256}, [](const auto& in) { return aft(in[0], in[1], in[2], in[3]); }));
+}
+
+/// Steps of generation after `kBefore` tokens.
+void add_step_cases(std::vector<TrafficCase>& cases) {
+  constexpr int64_t kBatch = 2, kChannels = 768, kBefore = 1024;
+  using Step = std::function<void(const Tensor& x)>;
+  const auto add_case = [&](const std::string& name, const std::function<Step(DType)>& make) {
+    cases.push_back({name + " 2x768", [=](DType dtype) -> std::function<void()> {
+                       const Tensor x = values({kBatch, kChannels}, dtype);
+                       return [step = make(dtype), x] { step(x); };
+                     }});
+  };
+  const auto cache_of = [=](DType dtype) {
+    const auto cache =
+        std::make_shared<KeyValueCache>(key_value_cache(kBatch, kChannels, {.dtype = dtype, .device = kGpu}));
+    const Tensor rows = values({kBatch, kBefore, kChannels}, dtype);
+    append(*cache, rows, rows);
+    return cache;
+  };
+  add_case("softmax_attention_step", [=](DType dtype) -> Step {
+    return [cache = cache_of(dtype)](const Tensor& x) { softmax_attention_step(x, x, x, kHeads, *cache); };
+  });
+  add_case("ea_step", [=](DType dtype) -> Step {
+    return [cache = cache_of(dtype)](const Tensor& x) { ea_step(x, x, x, *cache); };
+  });
+  add_case("linear_attention_step", [=](DType dtype) -> Step {
+    const auto state = std::make_shared<LinearAttentionState>(
+        linear_attention_state(kBatch, kChannels, kHeads, {.dtype = dtype, .device = kGpu}));
+    return [state](const Tensor& x) { linear_attention_step(x, x, x, *state); };
+  });
+  add_case("ea_series_step t6", [=](DType dtype) -> Step {
+    const auto state = std::make_shared<EaSeriesState>(
+        ea_series_state(kBatch, kChannels, 6, {.dtype = dtype, .device = kGpu}));
+    return [state](const Tensor& x) { ea_series_step(x, x, x, *state); };
+  });
 }
 
 }  // namespace
@@ -204,6 +256,7 @@ std::vector<TrafficCase> traffic_cases() {
   add_lookup_and_loss_cases(cases);
   add_optimizer_cases(cases);
   add_attention_cases(cases);
+  add_step_cases(cases);
   return cases;
 }
 
