@@ -49,7 +49,7 @@ __device__ __forceinline__ Compute<T> find_delta(const Place<T, kAligned, TiledA
 
 /// Writes dq and delta.
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, 1)
     tiled_attention_backward_queries_kernel(TiledAttentionBackward args) {
   using C = Compute<T>;
   __shared__ Rows<C> q, dy, k, v;
@@ -133,7 +133,8 @@ __device__ __forceinline__ void load_statistics(const Place& place, int first,
 
 /// Writes dk and dv; delta is known.
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kBlock) tiled_attention_backward_keys_kernel(TiledAttentionBackward args) {
+__global__ void __launch_bounds__(kBlock, 1)
+    tiled_attention_backward_keys_kernel(TiledAttentionBackward args) {
   using C = Compute<T>;
   __shared__ Rows<C> k, v, q, dy;
   __shared__ Weights<C> shared;

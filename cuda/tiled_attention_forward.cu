@@ -68,7 +68,7 @@ struct Queries {
 };
 
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kBlock) tiled_attention_forward_kernel(TiledAttentionForward args) {
+__global__ void __launch_bounds__(kBlock, 1) tiled_attention_forward_kernel(TiledAttentionForward args) {
   using C = Compute<T>;
   __shared__ Rows<C> q, k, v;
   __shared__ Weights<C> weights;
