@@ -97,7 +97,7 @@ struct Place {
       Vector<T, kN> stored;
 #pragma unroll
       for (int i = 0; i < kN; ++i) stored.at[i] = T(value.at[i]);
-      store(to, stored);
+      store_at_once(to, stored);
     } else {
 #pragma unroll
       for (int i = 0; i < kN; ++i) {

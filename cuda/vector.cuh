@@ -72,6 +72,19 @@ __device__ __forceinline__ void store(T* to, const Vector<T, N>& value) {
   *reinterpret_cast<Vector<T, N>*>(to) = value;
 }
 
+/// store() to global memory beside a branch that stores the elements one by one: the compiler would join the
+/// two and store them one by one in both.
+template <int N, class T>
+__device__ __forceinline__ void store_at_once(T* to, const Vector<T, N>& value) {
+  if constexpr (sizeof value == sizeof(uint4)) {
+    __stcg(reinterpret_cast<uint4*>(to), __builtin_bit_cast(uint4, value));
+  } else if constexpr (sizeof value == sizeof(uint2)) {
+    __stcg(reinterpret_cast<uint2*>(to), __builtin_bit_cast(uint2, value));
+  } else {
+    store(to, value);
+  }
+}
+
 /// values[i] = x[first + i] for those of N neighbours that lie before `count`, and `missing` for the others;
 /// in the widest accesses where `aligned`: x + first is then aligned to 16 bytes, or to all N elements if
 /// they are fewer.

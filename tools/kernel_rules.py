@@ -11,20 +11,36 @@ WIDE_BITS = 128  # 16 bytes, the widest access of a thread
 MOST_MOVED = 1.5  # times the fewest bytes
 
 # Kernels, by their name with its arguments, that may load or store less than 16 bytes at a time.
+_FEW_CHUNKS = "a thread per sum walks over few chunks; the lanes of a warp read neighbours"
+_TRANSPOSE = "a warp reads and writes 128 neighbouring bytes, turned in shared memory"
+_DIRECT = "rare: answers key by key for queries whose weights all but vanish"
+_SORT = "moves indices of 32 bits, each to a place of its own"
+_ITEMS = "the form for rows that are not whole vectors: an element a thread, its index of 64 bits beside it"
+_STATE = "a channel a thread: its moments are neighbours, and few"
+_ONE_VALUE = "writes one value for many elements read"
+_LANES = "a lane has a channel, its rows in registers: a warp writes 128 neighbouring bytes"
 NARROW_LOADS = {
-    r"^(combine|add)_\w+_kernel<": "a thread per sum walks over few chunks; the lanes of a warp read neighbours",
+    r"^(combine|add)_\w+_kernel<": _FEW_CHUNKS,
     r"^reduce_kernel<.*Largest<": "the second launch, over few partial results",
-    r"^transpose_kernel<": "a warp reads and writes 128 neighbouring bytes, turned in shared memory",
+    r"^transpose_kernel<": _TRANSPOSE,
     r"^count_appended_kernel": "one number for each batch entry",
-    r"^direct_\w+_kernel<": "rare: answers key by key for queries whose weights all but vanish",
+    r"^direct_\w+_kernel<": _DIRECT,
+    r"^(count_digits|move_elements|running_sums)_kernel": _SORT,
+    r"^(gather|index_select)_kernel<unsigned int": _ITEMS,
+    r"^walk_columns_kernel<": "a thread walks down a column, in order; the lanes of a warp read neighbours",
+    r"^ea_references_kernel<": "a lane has a channel and looks for its nearest key; most stop after some rows",
+    r"^step_kernel<": _STATE,
+    r"^(gradient_scale|mean_loss)_kernel<": "one number",
+    r"^softmax_backward_kernel<": "the form for rows that are not aligned; cuDNN has the others",
 }
 NARROW_STORES = {
-    r"^(combine|add)_\w+_kernel<": NARROW_LOADS[r"^(combine|add)_\w+_kernel<"],
-    r"^reduce_kernel<": "writes one result for many elements read",
-    r"^transpose_kernel<": NARROW_LOADS[r"^transpose_kernel<"],
-    r"^count_appended_kernel": NARROW_LOADS[r"^count_appended_kernel"],
-    r"^direct_\w+_kernel<": NARROW_LOADS[r"^direct_\w+_kernel<"],
-    r"^(head_sums|channel_sums|row_products)_kernel<": "writes one sum for many elements read",
+    **NARROW_LOADS,
+    r"^reduce_kernel<": _ONE_VALUE,
+    r"^(head_sums|channel_sums|row_products|sum_chunks|sum_row_chunks|cross_entropy_forward)_kernel<": _ONE_VALUE,
+    r"^cumsum_columns_kernel<\(Pass\)0": "writes the sum of a chunk of rows",
+    r"^ea_\w+_kernel<": _LANES,
+    r"^(multiply_adds|read)_kernel": "writes nothing: what it could write keeps its work from being left out",
+    r"^noise_kernel": "fills the operands of a measurement, once",
 }
 
 # Kernels of the contracts that may move more than MOST_MOVED times what cost() says.
