@@ -54,13 +54,17 @@ HWY_INLINE void multiply_rows(std::index_sequence<kVector...>, std::index_sequen
   // Two pointers and three strides reach all rows of a: more would not stay in registers.
   const T* HWY_RESTRICT low = a.data;
   const T* HWY_RESTRICT high = a.data + 4 * a.stride_i;
-  const auto left = [&](int64_t i) HWY_ATTR { return hn::Set(d, (i < 4 ? low : high)[i % 4 * a.stride_i]); };
+  const auto left = [&]<size_t kRow>() HWY_ATTR {
+    return hn::Set(d, (kRow < 4 ? low : high)[static_cast<int64_t>(kRow % 4) * a.stride_i]);
+  };
   (hwy::Prefetch(c + row(kIndex) * ldc + col(kIndex)), ...);
   V sums[] = {((void)kIndex, hn::Zero(d))...};
   for (int64_t p = 0; p < depth; ++p, low += a.stride_p, high += a.stride_p, b += ldb) {
     V columns[] = {hn::Load(d, b + static_cast<int64_t>(kVector) * kLanes)...};
     (keep_in_register(columns[kVector]), ...);
-    ((sums[kIndex] = hn::MulAdd(left(row(kIndex)), columns[kIndex % kWide], sums[kIndex])), ...);
+    ((sums[kIndex] =
+          hn::MulAdd(left.template operator()<kIndex / kWide>(), columns[kIndex % kWide], sums[kIndex])),
+     ...);
   }
   const auto finish = [&](V sum, size_t index) HWY_ATTR {
     T* to = c + row(index) * ldc + col(index);
