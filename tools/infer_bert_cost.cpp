@@ -17,7 +17,7 @@
 #include "tools/generation_cost.h"
 #include "tools/json_lines.h"
 #include "tools/model_options.h"
-#include "tools/plot_cost.h"
+#include "tools/plot_script.h"
 
 namespace elwise::tools {
 namespace {
@@ -328,7 +328,7 @@ int run(const CLI::App& app, Options& options) {
   if (report.interrupt.raised()) return kExitInterrupted;
   if (!options.plot.empty() && report.measurements > 0) {
     std::fflush(stdout);
-    plot_cost(options.json, options.plot);
+    run_plot_script("plot_cost.py", options.json, options.plot);
     if (!options.quiet) fmt::print("plotted into {}\n", options.plot);
   }
   return report.status;

@@ -3,7 +3,6 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <numbers>
 
@@ -13,6 +12,7 @@
 #include "nn/optimizer.h"
 #include "nn/schedule.h"
 #include "tools/console.h"
+#include "tools/stopwatch.h"
 
 namespace elwise::tools {
 namespace {
@@ -22,18 +22,6 @@ constexpr int64_t kValidationStride = 8;
 constexpr int64_t kValidationBatch = 16;
 
 constexpr const char* kRunFile = "run.json";
-
-class Stopwatch {
- public:
-  explicit Stopwatch(double seconds_before) : before_(seconds_before) {}
-  double seconds() const {
-    return before_ + std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
-
- private:
-  double before_;
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
 
 /// The model, its optimizer and how far they are.
 class LmRun {

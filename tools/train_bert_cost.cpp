@@ -14,7 +14,7 @@
 #include "tools/cost_sweep.h"
 #include "tools/longest_length.h"
 #include "tools/model_options.h"
-#include "tools/plot_cost.h"
+#include "tools/plot_script.h"
 
 namespace elwise::tools {
 namespace {
@@ -213,7 +213,7 @@ int run(const CLI::App& app, Options& options) {
   if (run.interrupt.raised()) return kExitInterrupted;
   if (!options.plot.empty() && run.measurements > 0) {
     std::fflush(stdout);
-    plot_cost(options.json, options.plot);
+    run_plot_script("plot_cost.py", options.json, options.plot);
     if (!options.quiet) fmt::print("plotted into {}\n", options.plot);
   }
   return status;

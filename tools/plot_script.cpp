@@ -1,4 +1,4 @@
-#include "tools/plot_cost.h"
+#include "tools/plot_script.h"
 
 #include <fcntl.h>
 #include <spawn.h>
@@ -16,12 +16,12 @@
 namespace elwise::tools {
 namespace {
 
-std::filesystem::path script() {
+std::filesystem::path path_of(const std::string& script) {
   std::error_code error;
   const auto program = std::filesystem::read_symlink("/proc/self/exe", error);
-  const auto installed = program.parent_path() / ELWISE_DATA_FROM_BIN / "plot_cost.py";
+  const auto installed = program.parent_path() / ELWISE_DATA_FROM_BIN / script;
   if (!error && std::filesystem::exists(installed, error)) return installed.lexically_normal();
-  return ELWISE_TOOLS_SOURCE_DIR "/plot_cost.py";
+  return std::filesystem::path(ELWISE_TOOLS_SOURCE_DIR) / script;
 }
 
 struct Ended {
@@ -63,11 +63,12 @@ Ended run_child(const std::vector<std::string>& arguments) {
 
 }  // namespace
 
-void plot_cost(const std::filesystem::path& json, const std::filesystem::path& folder) {
+void run_plot_script(const std::string& script, const std::filesystem::path& json,
+                     const std::filesystem::path& folder) {
   const std::string kept = "; the measurements are in " + json.string();
   Ended ended;
   try {
-    ended = run_child({"python3", script().string(), json.string(), "--out", folder.string()});
+    ended = run_child({"python3", path_of(script).string(), json.string(), "--out", folder.string()});
   } catch (const Error& error) {
     fail("plot: ", error.what(), " (apt-get install python3-matplotlib)", kept);
   }

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "core/device.h"
+#include "nn/optimizer.h"
+#include "tools/console.h"
+
+// The command line that the programs which train for a result (train_classifier, train_forecaster,
+// train_recall) share.
+
+namespace elwise::tools {
+
+/// How each run of an experiment is trained.
+struct TrainingOptions {
+  std::string optimizer = "adam";     // adam, adamw, radam
+  double learning_rate = 1e-3;        // the highest
+  std::string schedule = "constant";  // after the warm-up: constant, or cosine (to 0 at the last of `epochs`)
+  double warmup = 0;                  // share of all steps over which the learning rate rises from 0
+  double weight_decay = 0;
+  double clip = 4;  // largest joint norm of the gradients
+  int64_t batch = 16;
+  int64_t epochs = 100;   // at most
+  int64_t patience = 10;  // epochs without a better validation score after which a run ends
+};
+
+/// What to run, how, and where the results go. A program sets its own defaults, then adds the options.
+struct ExperimentOptions {
+  std::vector<std::string> attentions = {"ea-6", "ea-2", "sa", "none"};
+  std::vector<uint64_t> seeds = {0};
+  TrainingOptions training = {};
+  std::string device_name = "cpu";
+  int threads = 1;
+  std::filesystem::path checkpoint = {};  // a folder, or none
+  bool resume = false;
+  std::filesystem::path json = {};  // a file, or none
+  std::filesystem::path plot = {};  // a folder, or none
+  bool quiet = false;
+
+  Device device() const { return parse_device(device_name); }
+};
+
+/// --attention, --seeds, --optimizer, --learning-rate, --schedule, --warmup, --weight-decay, --clip, --batch,
+/// --epochs, --patience, --device, --threads, --checkpoint, --resume, --json, --plot and --quiet.
+void add_experiment_options(CLI::App& app, ExperimentOptions& options);
+
+/// Checks what CLI11 cannot and sets the number of threads. Throws UsageError, or Error for a device that is
+/// not there.
+void finish_experiment_options(ExperimentOptions& options);
+
+}  // namespace elwise::tools
