@@ -25,7 +25,7 @@ struct Options {
   std::vector<int> orders = {2, 4, 6, 8};
   int64_t windows = 32;
   int64_t bins = 240;
-  double limit = 6;
+  double limit = 12;
   uint64_t seed = 0;
   int threads = num_threads();
 };

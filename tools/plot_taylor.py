@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from plot_cost import PlotError, color_of, import_matplotlib, save
 
 REQUIRED = {"attention": str, "bin_low": (int, float), "bin_width": (int, float), "counts": list, "products": int,
-            "outside": dict, "ranges": dict}
+            "below": int, "above": int, "tolerance": float, "outside": dict, "ranges": dict}
 
 
 def fail(message: str) -> NoReturn:
@@ -80,14 +80,15 @@ def draw_histograms(axes: Any, lines: list[dict[str, Any]], limit: float) -> Non
     axes.set_xlim(-limit, limit)
     axes.set_xlabel("2qk")
     axes.set_ylabel("density")
-    axes.set_title(f"2qk of a trained model ({lines[-1]['attention']})", fontsize=10)
-    axes.legend(frameon=False, fontsize=8)
+    beyond = 100 * (lines[-1]["below"] + lines[-1]["above"]) / lines[-1]["products"]
+    axes.set_title(f"2qk of a trained model ({lines[-1]['attention']}), {beyond:.3g} % beyond the axis", fontsize=10)
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=2)
 
 
 def draw(pyplot: Any, lines: list[dict[str, Any]]) -> Any:
     whole = lines[-1]
     limit = max(-whole["bin_low"], whole["bin_low"] + whole["bin_width"] * len(whole["counts"]))
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
     draw_polynomials(left, [int(order) for order in whole["ranges"]], min(limit, 6.0))
     draw_histograms(right, lines, limit)
     for axes in (left, right):
