@@ -1,19 +1,22 @@
-"""What plot_cost.py and plot_experiment.py share: reading JSON lines, the colours of attentions, writing figures."""
+"""What the plot scripts share: their command line, reading JSON lines, colours of attentions, writing figures."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pathlib
 import sys
 import zlib
-from typing import Any, Callable, NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 APT_PYTHON = "/usr/bin/python3"  # the one for which apt installs python3-matplotlib
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, then Tol's. Fixed, so that all panels agree.
 COLORS = {"sa": "#D55E00", "ea": "#009E73", "ea-2": "#56B4E9", "ea-6": "#0072B2", "ea-4": "#CC79A7", "ea-0": "#DDCC77",
           "ea-8": "#E69F00", "la": "#000000", "aft": "#882255", "none": "#888888", "sa-tiled": "#661100"}
+MARKERS = {"sa": "s", "sa-tiled": "p", "ea": "^", "ea-2": "o", "ea-6": "D", "none": "v"}
 OTHER_COLORS = ["#332288", "#999933", "#AA4499", "#44AA99", "#117733"]
 
 
@@ -78,3 +81,30 @@ def save(figure: Any, path: pathlib.Path) -> None:
         raise PlotError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def run(description: str | None, check: Callable[[Any], dict[str, Any]],
+        draw: Callable[[Any, list[dict[str, Any]]], Iterator[tuple[str, Any]]]) -> None:
+    """The program: reads the files of JSON lines, writes each (name, figure) of draw(pyplot, lines) as PNG and SVG and
+    prints the files that it wrote. Exits 2 for bad usage, 1 for a failure."""
+    parser = argparse.ArgumentParser(prog=pathlib.Path(sys.argv[0]).stem, description=description)
+    parser.add_argument("files", nargs="+", type=pathlib.Path, metavar="FILE", help="JSON lines")
+    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder for the figures")
+    arguments = parser.parse_args()
+    try:
+        lines = [line for path in arguments.files for line in read_lines(path, check)]
+        pyplot = import_matplotlib()
+        drawn = False
+        for name, figure in draw(pyplot, lines):
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            for suffix in (".png", ".svg"):
+                save(figure, arguments.out / (name + suffix))
+                print(arguments.out / (name + suffix))
+            pyplot.close(figure)
+            drawn = True
+        if not drawn:
+            raise PlotError(f"nothing to draw in {', '.join(map(str, arguments.files))}")
+    except PlotError as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"cannot write {arguments.out}: {error.strerror or error}")

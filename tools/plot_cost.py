@@ -9,21 +9,19 @@ later one counts. Prints the files that it wrote. Exits 2 for bad usage, 1 for a
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
-import pathlib
+from collections.abc import Iterator
 from typing import Any
 
-from figures import PlotError, color_of, fail, import_matplotlib, read_lines, save
+from figures import MARKERS, PlotError, color_of, run
 
 REQUIRED = {"attention": str, "device": str, "dtype": str, "batch": int}
 SIZES = ("seq_len", "length", "position")  # of which a line has one
 SWEEPS = (None, "memory", "bs-l", "throughput")
 BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
-MARKERS = {"sa": "s", "sa-tiled": "p", "ea": "^", "ea-2": "o", "ea-6": "D", "none": "v"}
 LINE_STYLES = ["-", "--", ":", "-."]
 
 
@@ -278,30 +276,11 @@ def draw(pyplot: Any, panel: Panel, lines: list[dict[str, Any]]) -> Any:
     return figure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="plot_cost", description=__doc__)
-    parser.add_argument("files", nargs="+", type=pathlib.Path, metavar="FILE",
-                        help="JSON lines of train_bert_cost or infer_bert_cost")
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder for the figures")
-    arguments = parser.parse_args()
-    try:
-        lines = [line for path in arguments.files for line in read_lines(path, check)]
-        panels = [(panel, shown) for panel in PANELS if (shown := lines_of(panel, lines))]
-        if not panels:
-            raise PlotError(f"nothing to draw in {', '.join(map(str, arguments.files))}")
-        pyplot = import_matplotlib()
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        for panel, shown in panels:
-            figure = draw(pyplot, panel, shown)
-            for suffix in (".png", ".svg"):
-                save(figure, arguments.out / (panel.name + suffix))
-                print(arguments.out / (panel.name + suffix))
-            pyplot.close(figure)
-    except PlotError as error:
-        fail(str(error))
-    except OSError as error:
-        fail(f"cannot write {arguments.out}: {error.strerror or error}")
+def figures_of(pyplot: Any, lines: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
+    for panel in PANELS:
+        if shown := lines_of(panel, lines):
+            yield panel.name, draw(pyplot, panel, shown)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, check, figures_of)

@@ -9,12 +9,11 @@ wrote. Exits 2 for bad usage, 1 for a failure.
 
 from __future__ import annotations
 
-import argparse
 import json
-import pathlib
+from collections.abc import Iterator
 from typing import Any
 
-from figures import PlotError, color_of, fail, import_matplotlib, read_lines, save
+from figures import PlotError, color_of, run
 
 FEW_CLASSES = 20  # whose cells have room for a number
 
@@ -120,12 +119,10 @@ def draw_confusion(pyplot: Any, attention: str, lines: list[dict[str, Any]]) -> 
     return figure
 
 
-def figures_of(pyplot: Any, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Each figure by its name."""
-    figures = {}
+def figures_of(pyplot: Any, lines: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
     epochs = [line for line in lines if "epoch" in line]
     if curve_fields(epochs):
-        figures["learning-curves"] = draw_learning_curves(pyplot, epochs)
+        yield "learning-curves", draw_learning_curves(pyplot, epochs)
     confused: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         if line.get("confusion") is not None:
@@ -133,30 +130,8 @@ def figures_of(pyplot: Any, lines: list[dict[str, Any]]) -> dict[str, Any]:
     for attention, own in confused.items():
         if any(line["labels"] != own[0]["labels"] for line in own):
             raise PlotError(f"the runs of {attention} have different labels: draw one data set at a time")
-        figures[f"confusion-{attention}"] = draw_confusion(pyplot, attention, own)
-    return figures
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="plot_experiment", description=__doc__)
-    parser.add_argument("files", nargs="+", type=pathlib.Path, metavar="FILE", help="JSON lines of an experiment")
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder for the figures")
-    arguments = parser.parse_args()
-    try:
-        lines = [line for path in arguments.files for line in read_lines(path, check)]
-        figures = figures_of(import_matplotlib(), lines)
-        if not figures:
-            raise PlotError(f"nothing to draw in {', '.join(map(str, arguments.files))}")
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            for suffix in (".png", ".svg"):
-                save(figure, arguments.out / (name + suffix))
-                print(arguments.out / (name + suffix))
-    except PlotError as error:
-        fail(str(error))
-    except OSError as error:
-        fail(f"cannot write {arguments.out}: {error.strerror or error}")
+        yield f"confusion-{attention}", draw_confusion(pyplot, attention, own)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, check, figures_of)

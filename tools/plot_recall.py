@@ -1,57 +1,33 @@
 #!/usr/bin/env python3
-"""Draws what train_recall measured: plot_recall.py FILE --out DIR writes DIR/recall.png and .svg, the accuracy of each
-attention against the number of pairs (or against the length, where that alone varies), a panel for each length.
+"""Draws what train_recall measured: plot_recall.py FILE... --out DIR writes DIR/recall.png and .svg, the accuracy of
+each attention against the number of pairs (or against the length, where that alone varies), a panel for each length.
 
-FILE holds one JSON object per line; those with a test_accuracy count. Prints the files that it wrote. Exits 2 for bad
-usage, 1 for a failure.
+The files hold one JSON object per line; those with a test_accuracy count. Prints the files that it wrote. Exits 2 for
+bad usage, 1 for a failure.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import pathlib
 import statistics
-import sys
-from typing import Any, NoReturn
+from collections.abc import Iterator
+from typing import Any
 
-from plot_cost import MARKERS, PlotError, color_of, import_matplotlib, save
+from figures import MARKERS, PlotError, color_of, run
 
 REQUIRED = {"attention": str, "task": str, "length": int, "pairs": int, "seed": int, "chance": float,
             "test_accuracy": (int, float)}
 TITLES = {"mqar": "Multi-query associative recall", "copy": "Selective copying", "induction": "Induction heads"}
 
 
-def fail(message: str) -> NoReturn:
-    print(f"plot_recall: {message}", file=sys.stderr)
-    sys.exit(1)
-
-
-def read_results(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The runs' last lines. Raises PlotError with the file and the number of the line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlotError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    results = []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            result = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise PlotError(f"{path}:{number}: not JSON: {error.msg}") from None
-        if not isinstance(result, dict):
-            raise PlotError(f"{path}:{number}: expected a JSON object")
-        if "test_accuracy" not in result:
-            continue
-        for field, kind in REQUIRED.items():
-            if not isinstance(result.get(field), kind):
-                raise PlotError(f"{path}:{number}: unexpected {field}: {json.dumps(result.get(field))}")
-        results.append(result)
-    if not results:
-        raise PlotError(f"nothing to draw in {path}")
-    if len({result["task"] for result in results}) > 1:
-        raise PlotError(f"{path}: expected the results of one task")
-    return results
+def check(line: Any) -> dict[str, Any]:
+    """The line, if train_recall may have written it. Raises PlotError."""
+    if not isinstance(line, dict):
+        raise PlotError("expected a JSON object")
+    for field, kind in REQUIRED.items() if "test_accuracy" in line else ():
+        if not isinstance(line.get(field), kind):
+            raise PlotError(f"unexpected {field}: {json.dumps(line.get(field))}")
+    return line
 
 
 def draw_panel(axes: Any, results: list[dict[str, Any]], x: str) -> None:
@@ -112,25 +88,13 @@ def draw(pyplot: Any, results: list[dict[str, Any]]) -> Any:
     return figure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="plot_recall", description=__doc__)
-    parser.add_argument("file", type=pathlib.Path, metavar="FILE", help="JSON lines of train_recall")
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder for the figure")
-    arguments = parser.parse_args()
-    try:
-        results = read_results(arguments.file)
-        pyplot = import_matplotlib()
-        pyplot.rcParams.update({"svg.hashsalt": "elwise", "font.size": 10})
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        figure = draw(pyplot, results)
-        for suffix in (".png", ".svg"):
-            save(figure, arguments.out / ("recall" + suffix))
-            print(arguments.out / ("recall" + suffix))
-    except PlotError as error:
-        fail(str(error))
-    except OSError as error:
-        fail(f"cannot write {arguments.out}: {error.strerror or error}")
+def figures_of(pyplot: Any, lines: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
+    results = [line for line in lines if "test_accuracy" in line]
+    if len({result["task"] for result in results}) > 1:
+        raise PlotError("expected the results of one task")
+    if results:
+        yield "recall", draw(pyplot, results)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, check, figures_of)

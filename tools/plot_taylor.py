@@ -1,49 +1,29 @@
 #!/usr/bin/env python3
-"""Draws figure 3 of arXiv 2501.05730 and what it is about: plot_taylor.py FILE --out DIR writes DIR/taylor.png and
+"""Draws figure 3 of arXiv 2501.05730 and what it is about: plot_taylor.py FILE... --out DIR writes DIR/taylor.png and
 .svg: e^x beside its Taylor polynomials, and how the products 2qk of a trained model are distributed.
 
-FILE holds the JSON lines of plot_taylor, one for each layer and one for all together (layer null). Prints the files
+The files hold the JSON lines of plot_taylor, one for each layer and one for all together (layer null). Prints the files
 that it wrote. Exits 2 for bad usage, 1 for a failure.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import pathlib
-import sys
-from typing import Any, NoReturn
+from collections.abc import Iterator
+from typing import Any
 
-from plot_cost import PlotError, color_of, import_matplotlib, save
+from figures import PlotError, color_of, run
 
 REQUIRED = {"attention": str, "bin_low": (int, float), "bin_width": (int, float), "counts": list, "products": int,
             "below": int, "above": int, "tolerance": float, "outside": dict, "ranges": dict}
 
 
-def fail(message: str) -> NoReturn:
-    print(f"plot_taylor: {message}", file=sys.stderr)
-    sys.exit(1)
-
-
-def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The histograms, that of all layers last. Raises PlotError with the file and the number of the line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlotError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    lines = []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise PlotError(f"{path}:{number}: not JSON: {error.msg}") from None
-        for field, kind in REQUIRED.items():
-            if not isinstance(lines[-1], dict) or not isinstance(lines[-1].get(field), kind):
-                raise PlotError(f"{path}:{number}: not a histogram of plot_taylor: {field} is missing")
-    if not lines or lines[-1].get("layer") is not None:
-        raise PlotError(f"{path}: expected the histogram of all layers as the last line")
-    return lines
+def check(line: Any) -> dict[str, Any]:
+    """The line, if it is a histogram. Raises PlotError."""
+    for field, kind in REQUIRED.items():
+        if not isinstance(line, dict) or not isinstance(line.get(field), kind):
+            raise PlotError(f"not a histogram of plot_taylor: {field} is missing")
+    return line
 
 
 def polynomial(order: int, x: float) -> float:
@@ -98,25 +78,11 @@ def draw(pyplot: Any, lines: list[dict[str, Any]]) -> Any:
     return figure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="plot_taylor", description=__doc__)
-    parser.add_argument("file", type=pathlib.Path, metavar="FILE", help="JSON lines of plot_taylor")
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder for the figure")
-    arguments = parser.parse_args()
-    try:
-        lines = read_lines(arguments.file)
-        pyplot = import_matplotlib()
-        pyplot.rcParams.update({"svg.hashsalt": "elwise", "font.size": 10})
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        figure = draw(pyplot, lines)
-        for suffix in (".png", ".svg"):
-            save(figure, arguments.out / ("taylor" + suffix))
-            print(arguments.out / ("taylor" + suffix))
-    except PlotError as error:
-        fail(str(error))
-    except OSError as error:
-        fail(f"cannot write {arguments.out}: {error.strerror or error}")
+def figures_of(pyplot: Any, lines: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
+    if not lines or lines[-1].get("layer") is not None:
+        raise PlotError("expected the histogram of all layers as the last line")
+    yield "taylor", draw(pyplot, lines)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, check, figures_of)
