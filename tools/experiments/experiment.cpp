@@ -247,6 +247,7 @@ std::optional<ordered_json> TrialRun::run(const InterruptFlag& interrupt) {
     state_ = saved_.restore(state_.settings, best_, trial_->model(), *optimizer_).value_or(state_);
     for (const ordered_json& line : state_.lines) json_.write(line);
   }
+  set_num_threads(1);  // until a step has shown how much work it is
   bool diverged = false;
   while (wants_epoch() && !diverged) {
     const Stopwatch watch;
