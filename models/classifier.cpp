@@ -7,7 +7,6 @@
 #include "nn/embedding.h"
 #include "nn/init.h"
 #include "ops/elementwise.h"
-#include "ops/embedding.h"
 #include "ops/matmul.h"
 #include "ops/view.h"
 
@@ -58,23 +57,14 @@ std::vector<int64_t> visible_lengths(const Tensor& key_mask, int64_t batch, int6
   return result;
 }
 
-/// Each row of a series with the row before and the row after it, [batch, length, 3 * inputs]. A series of
-/// `lengths[b]` rows is a circle; what stands behind them is its own neighbour.
-Tensor with_neighbours(const Tensor& x, const std::vector<int64_t>& lengths) {
-  const int64_t length = x.size(1);
-  std::vector<int64_t> before, after;
-  for (size_t row = 0; row < lengths.size(); ++row) {
-    const int64_t first = static_cast<int64_t>(row) * length, circle = lengths[row];
-    for (int64_t i = 0; i < length; ++i) {
-      before.push_back(first + (i >= circle ? i : (i + circle - 1) % circle));
-      after.push_back(first + (i >= circle ? i : (i + 1) % circle));
-    }
-  }
-  const Tensor rows = reshape(x, {-1, x.size(2)});
-  const auto chosen = [&](const std::vector<int64_t>& index) {
-    return index_select(rows, 0, to(from_vector(index, {rows.size(0)}), x.device()));
-  };
-  return reshape(concat({chosen(before), rows, chosen(after)}, 1), {x.size(0), length, -1});
+/// Each row of a series with the row before and the row after it, [batch, length, 3 * inputs]: on a circle of
+/// all rows, or with zeros at both ends.
+Tensor with_neighbours(const Tensor& x, bool circle) {
+  const int64_t last = x.size(1) - 1;
+  const Tensor nothing = zeros({x.size(0), 1, x.size(2)}, x.options());
+  const Tensor before = concat({circle ? slice(x, 1, last, last + 1) : nothing, slice(x, 1, 0, last)}, 1);
+  const Tensor after = concat({slice(x, 1, 1, last + 1), circle ? slice(x, 1, 0, 1) : nothing}, 1);
+  return concat({before, x, after}, 2);
 }
 
 void scale(Tensor parameter, double factor) {
@@ -111,10 +101,9 @@ Classifier::Classifier(const ClassifierConfig& config)
 Tensor Classifier::embed(const Tensor& x, const std::vector<int64_t>& lengths) const {
   Tensor rows = x;
   if (config_.embedding == SeriesEmbedding::conv) {
-    // A mean must not depend on the padding: there the circle is the series alone, in TSL it is all that
-    // `flatten` sees.
-    const std::vector<int64_t> padded(lengths.size(), x.size(1));
-    rows = with_neighbours(x, config_.pooling == Pooling::mean ? lengths : padded);
+    // TSL's circle is of all that `flatten` sees: padding, mostly, stands between a series' ends. A mean must
+    // not depend on how much of it there is.
+    rows = with_neighbours(x, /*circle=*/config_.pooling == Pooling::flatten);
   }
   const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
   const Tensor tokens = slice(tokens_.forward(rows), 1, 0, longest);

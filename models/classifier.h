@@ -10,7 +10,8 @@ namespace elwise::models {
 
 /// How the rows of a series become tokens.
 enum class SeriesEmbedding : uint8_t {
-  conv,    // each from its row and the two beside it, as on a circle: the Time Series Library's (TSL)
+  conv,  // each from its row and the two beside it, the Time Series Library's (TSL): with Pooling::flatten on
+         // a circle of the padded series, as there; with Pooling::mean as if zeros stood around the series
   linear,  // each from its own row
 };
 

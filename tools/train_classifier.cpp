@@ -29,7 +29,7 @@ void add_model_options(CLI::App& app, Options& options) {
       ->check(CLI::Range(0.0, 0.9))
       ->capture_default_str();
   app.add_option("--embedding", options.embedding,
-                 "of a series' rows: conv (each with its two neighbours, on a circle) or linear (each alone)")
+                 "of a series' rows: conv (each with its two neighbours) or linear (each alone)")
       ->check(CLI::IsMember({"conv", "linear"}))
       ->capture_default_str();
   app.add_option(

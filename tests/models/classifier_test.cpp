@@ -138,6 +138,28 @@ TEST_CASE("classifier: the convolution is PyTorch's Conv1d with circular padding
               kF64Tolerance, "turned");
 }
 
+TEST_CASE("classifier: a series of one row is its own neighbour on the circle, and has none for a mean") {
+  for (const Pooling pooling : {Pooling::flatten, Pooling::mean}) {
+    ClassifierConfig config = tiny("none", pooling, SeriesEmbedding::conv);
+    config.positions = 1;
+    const Model model(config);
+    const Tensor x = to(from_vector(Values{0.3, -0.7}, {1, 1, 2}), test_device());
+    const Values logits = values_of(model.forward(x));
+    Tensor weight = model.named_parameters().front().second.detach();
+    Values values = values_of(weight);
+    for (size_t i = 0; i < values.size(); ++i) {
+      // The row's own weights take up those of its neighbours.
+      if (i % 6 == 2 || i % 6 == 3)
+        values[i] += pooling == Pooling::flatten ? values[i - 2] + values[i + 2] : 0;
+    }
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (i % 6 < 2 || i % 6 > 3) values[i] = 0;
+    }
+    weight.copy_from(to(from_vector(values, weight.shape()), test_device()));
+    check_close(values_of(model.forward(x)), logits, kF64Tolerance, "one row");
+  }
+}
+
 TEST_CASE("classifier: initial values: PyTorch's, Kaiming's for the convolution, scaled projections") {
   ClassifierConfig config = tiny("ea-6", Pooling::flatten, SeriesEmbedding::conv);
   config.inputs = 12;

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "autograd/grad_mode.h"
+#include "core/cost.h"
 #include "core/parallel.h"
 #include "nn/checkpoint.h"
 #include "nn/schedule.h"
@@ -54,6 +55,14 @@ ordered_json to_json(const TrainingOptions& training) {
 AdamKind adam_kind(const std::string& name) {
   if (name == "adamw") return AdamKind::adamw;
   return name == "radam" ? AdamKind::radam : AdamKind::adam;
+}
+
+/// As many threads, `most` at most, as a step of so many floating-point operations keeps busy. To hand out
+/// its hundreds of small kernels takes more than a second thread gains in a step of 1e9; any number gives the
+/// same bits.
+int threads_for(double flops, int most) {
+  constexpr double kFlopsPerThread = 1.5e9;
+  return static_cast<int>(std::clamp(flops / kFlopsPerThread, 1.0, static_cast<double>(most)));
 }
 
 /// One run, from its start or from where it was saved to its end.
@@ -132,6 +141,7 @@ TrialRun::EpochEnd TrialRun::train_epoch(const InterruptFlag& interrupt, double&
   double sum = 0;
   for (int64_t batch = 0; batch < batches; ++batch) {
     if (interrupt.raised()) return EpochEnd::interrupted;
+    const double flops_before = cost_totals().flops;
     optimizer_->set_learning_rate(learning_rate(batches));
     optimizer_->zero_grad();
     const Tensor loss = trial_->loss(batch);
@@ -141,6 +151,7 @@ TrialRun::EpochEnd TrialRun::train_epoch(const InterruptFlag& interrupt, double&
     loss.backward();
     if (!std::isfinite(nn::clip_gradient_norm(model, training_.clip))) return EpochEnd::diverged;
     optimizer_->step();
+    if (batch == 0) set_num_threads(threads_for(cost_totals().flops - flops_before, options_.threads));
     progress_.show(batch + 1, batches, text);
   }
   mean_loss = sum / static_cast<double>(batches);
@@ -238,6 +249,7 @@ std::optional<ordered_json> TrialRun::run(const InterruptFlag& interrupt) {
     state_ = saved_.restore(state_.settings, best_, trial_->model(), *optimizer_).value_or(state_);
     for (const ordered_json& line : state_.lines) json_.write(line);
   }
+  set_num_threads(1);  // until a step has shown how much work it is
   bool diverged = false;
   while (wants_epoch() && !diverged) {
     const Stopwatch watch;

@@ -65,7 +65,8 @@ void add_experiment_options(CLI::App& app, ExperimentOptions& options) {
       ->capture_default_str();
   add_training_options(app, options.training);
   app.add_option("--device", options.device_name, "cpu, cuda or cuda:N")->capture_default_str();
-  app.add_option("--threads", options.threads, "CPU threads: models this small gain little from more")
+  app.add_option("--threads", options.threads,
+                 "CPU threads, at most: a small step takes fewer, being faster so")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   app.add_option("--checkpoint", options.checkpoint,

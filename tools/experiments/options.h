@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/device.h"
+#include "core/parallel.h"
 #include "nn/optimizer.h"
 #include "tools/console.h"
 
@@ -35,7 +36,7 @@ struct ExperimentOptions {
   std::vector<uint64_t> seeds = {0};
   TrainingOptions training = {};
   std::string device_name = "cpu";
-  int threads = 1;
+  int threads = num_threads();            // at most
   std::filesystem::path checkpoint = {};  // a folder, or none
   bool resume = false;
   std::filesystem::path json = {};  // a file, or none
