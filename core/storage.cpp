@@ -8,6 +8,7 @@
 #include <fstream>
 #include <iomanip>
 #include <sstream>
+#include <string>
 
 #include "core/allocator.h"
 #include "core/cuda_backend.h"
@@ -28,18 +29,27 @@ bool poison_requested() {
   return requested;
 }
 
-/// The machine's memory, or the control group's share of it.
-int64_t machine_memory() {
+/// The memory that nobody uses now, or the control group's share, less a reserve for what is not counted
+/// here: page tables, libraries' buffers, other programs that grow. Without it the system kills a process
+/// before it would say that memory has run out.
+int64_t available_memory() {
   int64_t bytes = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE);
+  std::ifstream machine("/proc/meminfo");
+  for (std::string line; std::getline(machine, line);) {
+    constexpr std::string_view kLabel = "MemAvailable:";  // in KiB
+    if (line.starts_with(kLabel))
+      bytes = std::min<int64_t>(bytes, std::stoll(line.substr(kLabel.size())) * 1024);
+  }
   std::ifstream group("/sys/fs/cgroup/memory.max");
   if (int64_t share = 0; group >> share) bytes = std::min(bytes, share);
-  return bytes;
+  constexpr int64_t kReservedShare = 32;
+  return bytes - bytes / kReservedShare;
 }
 
 /// Keeps freed blocks for reuse: a training step that repeats takes nothing new from the system.
 class CpuAllocator : public CountingAllocator {
  public:
-  CpuAllocator() : CountingAllocator(kCpu) { set_limit(machine_memory()); }
+  CpuAllocator() : CountingAllocator(kCpu) { set_limit(available_memory()); }
 
   void poison(void* data, int64_t bytes) override { std::memset(data, 0xFF, static_cast<size_t>(bytes)); }
 

@@ -38,8 +38,8 @@ void reset_memory_peak(Device device);
 
 /// The most bytes that the device's buffers may take; an allocation that would pass it throws
 /// OutOfMemoryError with the counts. Cached memory is given back to the system to stay below it, where no
-/// buffer lies in the same segment. Default: the machine's memory for cpu, none for cuda and meta. `bytes`
-/// <= 0 takes the limit away.
+/// buffer lies in the same segment. Default: for cpu 31/32 of the memory that was available when the
+/// first tensor was made, none for cuda and meta. `bytes` <= 0 takes the limit away.
 void set_memory_limit(Device device, int64_t bytes);
 int64_t memory_limit(Device device);
 

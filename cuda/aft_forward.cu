@@ -8,7 +8,7 @@ namespace aft {
 namespace {
 
 template <class T>
-__global__ void keys_kernel(AftKeys args, bool aligned) {
+__global__ void aft_keys_kernel(AftKeys args, bool aligned) {
   constexpr int N = kVectorWidth<T>;
   using C = Compute<T>;
   const auto place = place_of<N>(args.batch, args.length, args.channels);
@@ -34,7 +34,7 @@ __global__ void keys_kernel(AftKeys args, bool aligned) {
 }
 
 template <class T>
-__global__ void outputs_kernel(AftOutputs args, bool aligned) {
+__global__ void aft_outputs_kernel(AftOutputs args, bool aligned) {
   constexpr int N = kVectorWidth<T>;
   using C = Compute<T>;
   const auto place = place_of<N>(args.batch, args.length, args.channels);
@@ -80,16 +80,16 @@ void aft_keys(const AftKeys& args) {
           .value = static_cast<double>(args.length)});
   }
   dispatch_floating(args.dtype, "aft_keys", [&]<class T>() {
-    launch<aft::keys_kernel<T>>(aft::shape_of<kVectorWidth<T>>(args.batch, args.length, args.channels), args,
-                                aft::rows_aligned<T>(args.channels, args.k, args.v, args.keys));
+    launch<aft::aft_keys_kernel<T>>(aft::shape_of<kVectorWidth<T>>(args.batch, args.length, args.channels),
+                                    args, aft::rows_aligned<T>(args.channels, args.k, args.v, args.keys));
   });
 }
 
 void aft_outputs(const AftOutputs& args) {
   fill({.dtype = DType::i64, .y = args.direct_answers, .count = 1, .value = 0});
   dispatch_floating(args.dtype, "aft_outputs", [&]<class T>() {
-    launch<aft::outputs_kernel<T>>(aft::shape_of<kVectorWidth<T>>(args.batch, args.length, args.channels),
-                                   args, aft::rows_aligned<T>(args.channels, args.q, args.sums, args.y));
+    launch<aft::aft_outputs_kernel<T>>(aft::shape_of<kVectorWidth<T>>(args.batch, args.length, args.channels),
+                                       args, aft::rows_aligned<T>(args.channels, args.q, args.sums, args.y));
   });
 }
 

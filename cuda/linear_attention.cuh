@@ -101,11 +101,11 @@ struct Problem {
   const T* q;
   const T* k;
   const T* v;
-  const T* dy;           // backward only, as the next two
-  const C* denominator;  // [batch, heads, length]
-  const C* b;            // [batch, heads, length]
-  const bool* key_mask;  // [batch, length] or null
-  C* sums;               // [batch, heads, chunks, head + 1, head]
+  const T* dy = nullptr;           // backward only, as b
+  const C* denominator = nullptr;  // [batch, heads, length]
+  const C* b = nullptr;            // [batch, heads, length]
+  const bool* key_mask;            // [batch, length] or null
+  C* sums;                         // [batch, heads, chunks, head + 1, head]
   int length, heads, head;
   int chunk;  // rows
   bool causal;
@@ -115,6 +115,22 @@ struct Problem {
   __device__ __forceinline__ int64_t state_size() const { return int64_t{head + 1} * head; }
   __host__ __device__ __forceinline__ int chunks() const { return (length + chunk - 1) / chunk; }
 };
+
+/// The part that all contracts have. `aligned`: their tensors' starts allow 16-byte accesses.
+template <class T, class Arguments>
+Problem<T> problem_of(const Arguments& args, bool causal, bool aligned) {
+  return {.q = static_cast<const T*>(args.q),
+          .k = static_cast<const T*>(args.k),
+          .v = static_cast<const T*>(args.v),
+          .key_mask = args.key_mask,
+          .sums = static_cast<Compute<T>*>(args.sums),
+          .length = static_cast<int>(args.length),
+          .heads = static_cast<int>(args.heads),
+          .head = static_cast<int>(args.head),
+          .chunk = static_cast<int>(linear_attention_chunk(args.head)),
+          .causal = causal,
+          .aligned = aligned && args.head % kVectorWidth<T> == 0};
+}
 
 /// One head of one batch entry.
 template <class T>

@@ -135,22 +135,11 @@ void backward(const LinearAttentionBackward& args) {
   using C = Compute<T>;
   const int64_t pairs = args.batch * args.heads;
   const auto* y = static_cast<const T*>(args.y);
-  const Problem<T> problem{
-      .q = static_cast<const T*>(args.q),
-      .k = static_cast<const T*>(args.k),
-      .v = static_cast<const T*>(args.v),
-      .dy = static_cast<const T*>(args.dy),
-      .denominator = static_cast<const C*>(args.denominator),
-      .b = static_cast<const C*>(args.b),
-      .key_mask = args.key_mask,
-      .sums = static_cast<C*>(args.sums),
-      .length = static_cast<int>(args.length),
-      .heads = static_cast<int>(args.heads),
-      .head = static_cast<int>(args.head),
-      .chunk = static_cast<int>(linear_attention_chunk(args.head)),
-      .causal = args.causal,
-      .aligned = args.head % kVectorWidth<T> == 0 &&
-                 is_aligned(args.q, args.k, args.v, args.y, args.dy, args.dq, args.dk, args.dv)};
+  Problem<T> problem = problem_of<T>(
+      args, args.causal, is_aligned(args.q, args.k, args.v, args.y, args.dy, args.dq, args.dk, args.dv));
+  problem.dy = static_cast<const T*>(args.dy);
+  problem.denominator = static_cast<const C*>(args.denominator);
+  problem.b = static_cast<const C*>(args.b);
   const Gradients<T> gradients{static_cast<T*>(args.dq), static_cast<T*>(args.dk), static_cast<T*>(args.dv)};
   const int64_t size = (args.head + 1) * args.head;
   const int64_t kept = linear_attention_states(args.batch, args.length, args.heads, args.causal);

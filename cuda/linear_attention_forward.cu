@@ -44,21 +44,8 @@ void forward(const LinearAttentionForward& args) {
   using C = Compute<T>;
   const int64_t pairs = args.batch * args.heads;
   auto *denominators = static_cast<C*>(args.denominator), *sums = static_cast<C*>(args.sums);
-  const Problem<T> problem{
-      .q = static_cast<const T*>(args.q),
-      .k = static_cast<const T*>(args.k),
-      .v = static_cast<const T*>(args.v),
-      .dy = nullptr,
-      .denominator = denominators,
-      .b = nullptr,
-      .key_mask = args.key_mask,
-      .sums = sums,
-      .length = static_cast<int>(args.length),
-      .heads = static_cast<int>(args.heads),
-      .head = static_cast<int>(args.head),
-      .chunk = static_cast<int>(linear_attention_chunk(args.head)),
-      .causal = args.causal,
-      .aligned = args.head % kVectorWidth<T> == 0 && is_aligned(args.q, args.k, args.v, args.y)};
+  Problem<T> problem = problem_of<T>(args, args.causal, is_aligned(args.q, args.k, args.v, args.y));
+  problem.denominator = denominators;
   const int64_t size = (args.head + 1) * args.head;
   const int64_t kept = linear_attention_states(args.batch, args.length, args.heads, args.causal);
   C* const total = args.causal ? nullptr : static_cast<C*>(args.states) + (kept - 1) * size;

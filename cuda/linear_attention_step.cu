@@ -100,21 +100,7 @@ void prefill(const LinearAttentionStep& args) {
   using C = Compute<T>;
   const int64_t pairs = args.batch * args.heads, size = (args.head + 1) * args.head;
   auto* sums = static_cast<C*>(args.sums);
-  const Problem<T> problem{
-      .q = static_cast<const T*>(args.q),
-      .k = static_cast<const T*>(args.k),
-      .v = static_cast<const T*>(args.v),
-      .dy = nullptr,
-      .denominator = nullptr,
-      .b = nullptr,
-      .key_mask = args.key_mask,
-      .sums = sums,
-      .length = static_cast<int>(args.length),
-      .heads = static_cast<int>(args.heads),
-      .head = static_cast<int>(args.head),
-      .chunk = static_cast<int>(linear_attention_chunk(args.head)),
-      .causal = true,
-      .aligned = args.head % kVectorWidth<T> == 0 && is_aligned(args.q, args.k, args.v, args.y)};
+  const Problem<T> problem = problem_of<T>(args, /*causal=*/true, is_aligned(args.q, args.k, args.v, args.y));
   sum_chunks<Operand::key, Operand::value>(problem, pairs);
   combine_chunks(Combination<C>{.sums = sums,
                                 .pairs = pairs,

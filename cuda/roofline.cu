@@ -8,6 +8,7 @@
 #include "core/cuda_backend.h"
 #include "cuda/launch.cuh"
 #include "cuda/vector.cuh"
+#include "ops/dropout_kernels.h"
 #include "ops/matmul_kernels.h"
 
 namespace elwise::cuda {
@@ -52,14 +53,6 @@ __global__ void read_kernel(const float* x, int64_t count, float* sink) {
   if (sum != sum) *sink = sum;
 }
 
-/// Numbers in [-1, 1): products of zeros take less power, and less time, than others.
-__global__ void noise_kernel(__nv_bfloat16* y, int64_t count) {
-  for (int64_t i = grid_thread(); i < count; i += grid_threads()) {
-    const unsigned hash = static_cast<unsigned>(i) * 2654435761U;
-    y[i] = __nv_bfloat16(static_cast<float>(hash >> 24) / 128.0F - 1.0F);
-  }
-}
-
 class DeviceBuffer {
  public:
   explicit DeviceBuffer(int64_t bytes) { ELWISE_CUDA_CHECK(cudaMalloc(&data_, static_cast<size_t>(bytes))); }
@@ -75,9 +68,14 @@ class DeviceBuffer {
 class Probe : public RooflineProbe {
  public:
   explicit Probe(int device) : device_(device) {
-    const int64_t count = copy_bytes_ / 2;
-    launch<noise_kernel>({.grid = grid_for(count), .block = kThreads},
-                         reinterpret_cast<__nv_bfloat16*>(from_.data()), count);
+    // Products of zeros take less power, and less time, than others.
+    random_fill({.dtype = DType::bf16,
+                 .distribution = Distribution::uniform,
+                 .y = from_.data(),
+                 .count = copy_bytes_ / size_of(DType::bf16),
+                 .a = -1,
+                 .b = 1,
+                 .stream = {}});
   }
 
   Roofline measure() override {

@@ -55,6 +55,8 @@ class Decoder : public nn::Module {
                                              const GenerateOptions& options = {}) const;
 
   const BertConfig& config() const { return bert_.config(); }
+  /// Embeddings and encoder, without the last LayerNorm of Pre-LN and the head.
+  const Bert& bert() const { return bert_; }
 
  private:
   /// Logits of hidden states [n, hidden].

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <numeric>
+#include <utility>
 
 #include "autograd/grad_mode.h"
 #include "core/parallel.h"
@@ -20,6 +22,10 @@ using Clock = std::chrono::steady_clock;
 
 double milliseconds_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+int64_t bytes_in_use(Device device) {
+  return memory_stats(device).total.now;
 }
 
 /// i64 of any shape, below the size of the vocabulary.
@@ -68,7 +74,9 @@ void check_steps(const models::Decoder& decoder, uint64_t seed) {
 }  // namespace
 
 GenerationModel::GenerationModel(const models::BertConfig& config, uint64_t seed)
-    : decoder_((manual_seed(seed), config)) {
+    : allocated_before_(bytes_in_use(config.options.device)),
+      decoder_((manual_seed(seed), config)),
+      allocated_bytes_(bytes_in_use(config.options.device) - allocated_before_) {
   decoder_.eval();
   for (const auto& [name, parameter] : decoder_.named_parameters()) {
     if (!is_table_of_positions(name)) weight_bytes_ += parameter.count() * size_of(parameter.dtype());
@@ -85,13 +93,16 @@ PositionTimer::PositionTimer(const GenerationModel& model, int64_t batch, int64_
   cost_.state_bytes = state_.bytes();
 }
 
-void PositionTimer::time_step(RooflineMeter& meter) {
+void PositionTimer::time_step(RooflineMeter& meter, bool profile) {
   floors_.push_back(1e3 * static_cast<double>(model_.weight_bytes()) / meter.measure_read_bytes_per_s());
+  std::optional<Profiler> profiler;
+  if (profile) profiler.emplace();
   const auto start = Clock::now();
   model_.decoder().step(tokens_, state_);
   synchronize(model_.config().options.device);
   times_.push_back(milliseconds_since(start));
   ratios_.push_back(times_.back() / floors_.back());
+  if (profiler) profiled_.push_back({profiler->kernels(), times_.back() / 1e3, meter.measure()});
 }
 
 StepCost PositionTimer::cost() const {
@@ -100,45 +111,46 @@ StepCost PositionTimer::cost() const {
   result.ms_per_token = median(times_);
   result.weight_floor_ms = median(floors_);
   result.floor_ratio = median(ratios_);
+  result.profile = summarize(profiled_);
   return result;
 }
 
-std::vector<GenerationCost> measure_generation(const GenerationModel& model, int64_t batch,
-                                               const std::vector<int64_t>& lengths,
-                                               const std::function<bool(int64_t)>& progress) {
-  constexpr int64_t kLast = 16;
+GenerationTimer::GenerationTimer(const GenerationModel& model, int64_t batch, std::vector<int64_t> lengths)
+    : model_(model), batch_(batch), lengths_(std::move(lengths)) {
   const models::Decoder& decoder = model.decoder();
   const Device device = model.config().options.device;
-  const Tensor tokens = random_tokens(model.config(), {lengths.back(), batch}, 0);
-  models::GenerationState warm = decoder.make_state(batch), state = decoder.make_state(batch);
-  decoder.step(reshape(slice(tokens, 0, 0, 1), {batch}), warm);
-  warm = {};
+  const int64_t before = bytes_in_use(device);
+  tokens_ = random_tokens(model.config(), {lengths_.back(), batch}, 0);
+  state_ = decoder.make_state(batch);
+  own_bytes_ = model.allocated_bytes() + bytes_in_use(device) - before;
+  models::GenerationState warm = decoder.make_state(batch);
+  decoder.step(reshape(slice(tokens_, 0, 0, 1), {batch}), warm);
+}
+
+void GenerationTimer::step() {
+  constexpr int64_t kLast = 16;
+  const Device device = model_.config().options.device;
+  const auto done = static_cast<int64_t>(times_.size());
+  const Tensor now = reshape(slice(tokens_, 0, done, done + 1), {batch_});
   synchronize(device);
   reset_memory_peak(device);
-  std::vector<GenerationCost> results;
-  std::vector<double> times;
-  double total = 0;
-  for (int64_t step = 0; step < lengths.back(); ++step) {
-    const Tensor now = reshape(slice(tokens, 0, step, step + 1), {batch});
-    const auto start = Clock::now();
-    decoder.step(now, state);
-    synchronize(device);
-    times.push_back(milliseconds_since(start));
-    total += times.back();
-    if (step + 1 == lengths[results.size()]) {
-      GenerationCost cost{.batch = batch, .length = step + 1};
-      if (device != kMeta) {
-        cost.total_ms = total;
-        cost.ms_per_token = median(times);
-        cost.last_step_ms = median({times.end() - std::min(kLast, step + 1), times.end()});
-      }
-      cost.state_bytes = state.bytes();
-      cost.peak_bytes = memory_stats(device).total.peak;
-      results.push_back(cost);
-    }
-    if (!progress(step + 1)) break;
+  const int64_t before = bytes_in_use(device);
+  const auto start = Clock::now();
+  model_.decoder().step(now, state_);
+  synchronize(device);
+  times_.push_back(milliseconds_since(start));
+  peak_bytes_ = std::max(peak_bytes_, own_bytes_ + memory_stats(device).total.peak - before);
+  own_bytes_ += bytes_in_use(device) - before;
+  if (done + 1 < lengths_[costs_.size()]) return;
+  GenerationCost cost{.batch = batch_, .length = done + 1};
+  if (device != kMeta) {
+    cost.total_ms = std::accumulate(times_.begin(), times_.end(), 0.0);
+    cost.ms_per_token = median(times_);
+    cost.last_step_ms = median({times_.end() - std::min(kLast, done + 1), times_.end()});
   }
-  return results;
+  cost.state_bytes = state_.bytes();
+  cost.peak_bytes = peak_bytes_;
+  costs_.push_back(cost);
 }
 
 nlohmann::ordered_json to_json(const GenerationModel& model, const StepCost& cost) {
@@ -152,6 +164,7 @@ nlohmann::ordered_json to_json(const GenerationModel& model, const StepCost& cos
   json["weight_floor_ms"] = value_or_null(cost.weight_floor_ms);
   json["floor_ratio"] = value_or_null(cost.floor_ratio);
   json["steps"] = cost.steps;
+  if (!cost.profile.empty()) json["profile"] = to_json(cost.profile);
   json["threads"] = num_threads();
   return json;
 }

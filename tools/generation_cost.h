@@ -1,6 +1,5 @@
 #pragma once
 
-#include <functional>
 #include <optional>
 #include <vector>
 
@@ -8,6 +7,7 @@
 
 #include "core/roofline.h"
 #include "models/decoder.h"
+#include "tools/kernel_profile.h"
 
 // What a generated token costs: figure 5 of arXiv 2501.05730.
 
@@ -25,9 +25,13 @@ class GenerationModel {
   int64_t parameters() const { return decoder_.parameter_count(); }
   /// Bytes of the weights that every step reads: all but the tables of which it reads single rows.
   int64_t weight_bytes() const { return weight_bytes_; }
+  /// Bytes of all its tensors, each rounded up as the allocator does.
+  int64_t allocated_bytes() const { return allocated_bytes_; }
 
  private:
+  int64_t allocated_before_;
   models::Decoder decoder_;
+  int64_t allocated_bytes_;
   int64_t weight_bytes_ = 0;
 };
 
@@ -38,8 +42,9 @@ struct StepCost {
   int64_t position = 0;
   std::optional<double> ms_per_token = {};  // of a step: a token for every row of the batch
   std::optional<double> weight_floor_ms = {}, floor_ratio = {};
-  int64_t state_bytes = 0;  // after the first step
-  int64_t steps = 0;        // that were measured
+  int64_t state_bytes = 0;                  // after the first step
+  int64_t steps = 0;                        // that were measured
+  std::vector<KernelSummary> profile = {};  // empty unless asked for
 };
 
 /// Single steps at one position, whose state is filled without computing what stands before (Decoder::skip).
@@ -48,8 +53,9 @@ class PositionTimer {
   /// Fills the state and makes one step, in which a cache may grow: the timed ones follow it.
   PositionTimer(const GenerationModel& model, int64_t batch, int64_t position);
 
-  /// Times the next step, and the memory before it.
-  void time_step(RooflineMeter& meter);
+  /// Times the next step, and the memory before it; with `profile` each kernel too, and the roofline after
+  /// it.
+  void time_step(RooflineMeter& meter, bool profile);
 
   StepCost cost() const;
   const GenerationModel& model() const { return model_; }
@@ -60,6 +66,7 @@ class PositionTimer {
   Tensor tokens_;
   StepCost cost_;
   std::vector<double> times_, floors_, ratios_;
+  std::vector<ProfiledStep> profiled_;
 };
 
 /// What it costs to generate `length` tokens, one after the other from nothing. Times are absent on meta.
@@ -74,12 +81,33 @@ struct GenerationCost {
   int64_t peak_bytes = 0;                   // of all memory
 };
 
-/// Generates as many tokens as the longest length says and notes what it had cost at each of `lengths`, which
-/// ascend. Tokens are drawn beforehand: what is timed is the model. `progress` is called after each step with
-/// its number, and ends the run early by returning false. Throws OutOfMemoryError.
-std::vector<GenerationCost> measure_generation(const GenerationModel& model, int64_t batch,
-                                               const std::vector<int64_t>& lengths,
-                                               const std::function<bool(int64_t step)>& progress);
+/// Generates token by token and notes what it had cost at each of some lengths. Several of them can take
+/// turns: what a machine's drift does to one it does to all. Memory is counted as if each were alone.
+class GenerationTimer {
+ public:
+  /// `lengths` ascend. Makes one step beforehand that is not counted, and draws the tokens: what is timed is
+  /// the model.
+  GenerationTimer(const GenerationModel& model, int64_t batch, std::vector<int64_t> lengths);
+
+  /// Generates the next token. Throws OutOfMemoryError.
+  void step();
+
+  bool done() const { return costs_.size() == lengths_.size(); }
+  /// At each length reached so far.
+  const std::vector<GenerationCost>& costs() const { return costs_; }
+  const GenerationModel& model() const { return model_; }
+
+ private:
+  const GenerationModel& model_;
+  int64_t batch_;
+  std::vector<int64_t> lengths_;
+  Tensor tokens_;
+  models::GenerationState state_;
+  int64_t own_bytes_;  // of the model, the tokens and the state
+  int64_t peak_bytes_ = 0;
+  std::vector<double> times_;
+  std::vector<GenerationCost> costs_;
+};
 
 /// The JSON objects of measurements; times are null on meta.
 nlohmann::ordered_json to_json(const GenerationModel& model, const StepCost& cost);

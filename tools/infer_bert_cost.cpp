@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <deque>
 #include <filesystem>
+#include <list>
 #include <map>
 #include <memory>
 #include <string>
@@ -34,6 +35,7 @@ struct Options {
   int64_t steps = 21;
   int threads = num_threads();
   uint64_t seed = 0;
+  bool profile = false;
   bool quiet = false;
   models::BertConfig model;
 };
@@ -68,11 +70,13 @@ void add_options(CLI::App& app, Options& options) {
   app.add_option("--seed", options.seed, "of parameters and tokens")->capture_default_str();
   app.add_option("--memory-budget", options.memory_budget,
                  "most memory to use, such as 24GiB; what needs more is reported, not run (default on cpu: "
-                 "the machine's)");
+                 "what it has left)");
   app.add_option("--json", options.json, "write one JSON object per measurement to this file");
   app.add_option("--plot", options.plot,
                  "draw the measurements as PNG and SVG into this folder (needs python3-matplotlib); without "
                  "--json they are kept there too");
+  app.add_flag("--profile", options.profile,
+               "with --position: print the time of each kernel, and its share of what the machine could do");
   app.add_flag("--quiet", options.quiet, "print the table only");
 }
 
@@ -91,6 +95,8 @@ void finish(const CLI::App& app, Options& options) {
   if (!steps_alone && app.count("--steps") > 0) {
     throw UsageError("steps: whole generations are timed once; expected --position beside it");
   }
+  if (!steps_alone && options.profile)
+    throw UsageError("profile: single steps are profiled; expected --position beside it");
   for (auto* values : {&options.lengths, &options.positions}) {
     std::ranges::sort(*values);
     values->erase(std::unique(values->begin(), values->end()), values->end());
@@ -121,6 +127,7 @@ struct Report {
     std::vector<double> x, ms, bytes;
   };
   std::map<int64_t, std::map<std::string, Curve>> curves = {};
+  std::string profiles = {};
 
   void add(nlohmann::ordered_json line, std::vector<std::string> row, int64_t x) {
     line["seed"] = seed;
@@ -133,8 +140,10 @@ struct Report {
     ++measurements;
   }
 
+  /// The rest goes on without it.
   void fails(const std::string& what, const Error& error) {
-    fmt::print(stderr, "infer_bert_cost: {}: {}\n", what, error.what());
+    const bool memory = dynamic_cast<const OutOfMemoryError*>(&error) != nullptr;
+    fmt::print(stderr, "infer_bert_cost: {}{}: {}\n", what, memory ? " does not fit" : "", error.what());
     status = kExitFailure;
   }
 };
@@ -172,32 +181,70 @@ models::BertConfig with_attention(const Options& options, const std::string& nam
   return config.for_length(tokens);
 }
 
-/// Generates with one attention after the other.
-void measure_lengths(const Options& options, Report& report) {
-  for (const std::string& name : options.attentions) {
+void add_costs(const GenerationTimer& timer, Report& report) {
+  const GenerationModel& model = timer.model();
+  for (const GenerationCost& cost : timer.costs()) {
+    report.add(to_json(model, cost),
+               {model.config().attention.name(), std::to_string(cost.batch), std::to_string(cost.length),
+                number_or_dash(cost.ms_per_token, "{:.2f}"), number_or_dash(cost.last_step_ms, "{:.2f}"),
+                number_or_dash(cost.total_ms, "{:.0f}"), format_bytes(cost.state_bytes),
+                format_bytes(model.weight_bytes()), format_bytes(cost.peak_bytes)},
+               cost.length);
+  }
+}
+
+/// Generates with all models, a token of each in turn.
+void generate_in_turn(const std::deque<GenerationModel>& models, int64_t batch, const Options& options,
+                      Report& report) {
+  std::list<GenerationTimer> timers;
+  const auto fails = [&](const GenerationModel& model, const Error& error) {
+    report.fails(fmt::format("{} batch {}", model.config().attention.name(), batch), error);
+  };
+  for (const GenerationModel& model : models) {
     try {
-      const GenerationModel model(with_attention(options, name, options.lengths.back()), options.seed);
-      for (const int64_t batch : options.batches) {
-        ProgressLine progress(!options.quiet);
-        const auto show = [&](int64_t step) {
-          progress.show(step, options.lengths.back(), fmt::format("tokens of {} batch {}", name, batch));
-          return !report.interrupt.raised();
-        };
-        for (const GenerationCost& cost : measure_generation(model, batch, options.lengths, show)) {
-          report.add(
-              to_json(model, cost),
-              {name, std::to_string(batch), std::to_string(cost.length),
-               number_or_dash(cost.ms_per_token, "{:.2f}"), number_or_dash(cost.last_step_ms, "{:.2f}"),
-               number_or_dash(cost.total_ms, "{:.0f}"), format_bytes(cost.state_bytes),
-               format_bytes(model.weight_bytes()), format_bytes(cost.peak_bytes)},
-              cost.length);
-        }
-        if (report.interrupt.raised()) return;
-      }
+      timers.emplace_back(model, batch, options.lengths);
     } catch (const OutOfMemoryError& error) {
-      report.fails(name + " does not fit", error);
+      fails(model, error);
     }
   }
+  ProgressLine progress(!options.quiet);
+  for (int64_t step = 0; step < options.lengths.back() && !report.interrupt.raised(); ++step) {
+    progress.show(step, options.lengths.back(), fmt::format("tokens of batch {}", batch));
+    for (auto timer = timers.begin(); timer != timers.end();) {
+      try {
+        timer->step();
+        ++timer;
+      } catch (const OutOfMemoryError& error) {
+        progress.clear();
+        fails(timer->model(), error);
+        add_costs(*timer, report);
+        timer = timers.erase(timer);
+      }
+    }
+  }
+  for (const GenerationTimer& timer : timers) add_costs(timer, report);
+}
+
+/// Generates with some attentions, one batch size after the other.
+void measure_generations(const std::vector<std::string>& attentions, const Options& options, Report& report) {
+  std::deque<GenerationModel> models;
+  for (const std::string& name : attentions) {
+    try {
+      models.emplace_back(with_attention(options, name, options.lengths.back()), options.seed);
+    } catch (const Error& error) {
+      report.fails(name, error);
+    }
+  }
+  for (const int64_t batch : options.batches) {
+    if (!report.interrupt.raised()) generate_in_turn(models, batch, options, report);
+  }
+}
+
+/// The attentions take turns, so that a machine's drift does not fall on one of them. On meta nothing is
+/// timed, and only one of them needs to fit at a time.
+void measure_lengths(const Options& options, Report& report) {
+  if (options.model.options.device != kMeta) return measure_generations(options.attentions, options, report);
+  for (const std::string& name : options.attentions) measure_generations({name}, options, report);
 }
 
 /// A model of each attention, and its steps at all positions and batch sizes.
@@ -219,8 +266,8 @@ struct Positions {
             timers.push_back(std::make_unique<PositionTimer>(models.back(), batch, position));
           }
         }
-      } catch (const OutOfMemoryError& error) {
-        report.fails(what + " does not fit", error);
+      } catch (const Error& error) {
+        report.fails(what, error);
       }
     }
   }
@@ -234,13 +281,17 @@ void measure_positions(const Options& options, Report& report) {
     ProgressLine progress(!options.quiet);
     for (int64_t step = 0; step < options.steps && !report.interrupt.raised(); ++step) {
       progress.show(step, options.steps, "rounds of steps");
-      for (const auto& timer : positions.timers) timer->time_step(meter);
+      for (const auto& timer : positions.timers) timer->time_step(meter, options.profile);
     }
   }
   for (const auto& timer : positions.timers) {
     const StepCost cost = timer->cost();
     const GenerationModel& model = timer->model();
     if (cost.steps == 0) continue;
+    if (options.profile) {
+      report.profiles += fmt::format("\n{}, batch {}, position {}\n{}", model.config().attention.name(),
+                                     cost.batch, cost.position, profile_text(cost.profile));
+    }
     report.add(to_json(model, cost),
                {model.config().attention.name(), std::to_string(cost.batch), std::to_string(cost.position),
                 number_or_dash(cost.ms_per_token, "{:.2f}"), number_or_dash(cost.weight_floor_ms, "{:.2f}"),
@@ -264,6 +315,7 @@ int run(const CLI::App& app, Options& options) {
   }
   steps_alone ? measure_positions(options, report) : measure_lengths(options, report);
   fmt::print("{}", report.table.text());
+  fmt::print("{}", report.profiles);
   if (!options.quiet) {
     print_crossings(report);
     if (steps_alone) {

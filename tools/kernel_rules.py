@@ -40,7 +40,6 @@ NARROW_STORES = {
     r"^cumsum_columns_kernel<\(Pass\)0": "writes the sum of a chunk of rows",
     r"^ea_\w+_kernel<": _LANES,
     r"^(multiply_adds|read)_kernel": "writes nothing: what it could write keeps its work from being left out",
-    r"^noise_kernel": "fills the operands of a measurement, once",
 }
 
 # Kernels of the contracts that may move more than MOST_MOVED times what cost() says.

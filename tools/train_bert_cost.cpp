@@ -108,7 +108,7 @@ void add_options(CLI::App& app, Options& options) {
                "recompute each layer's activations in backward");
   app.add_option("--memory-budget", options.memory_budget,
                  "most memory to use, such as 24GiB; what needs more is reported, not run (default on cpu: "
-                 "the machine's)");
+                 "what it has left)");
   app.add_option("--text", request.text,
                  "train on this file's bytes (default: synthetic tokens, Zipf's law)");
   app.add_option("--json", options.json, "write one JSON object per measurement to this file");

@@ -14,6 +14,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace elwise::cpu::HWY_NAMESPACE {
 namespace ea_series {
+namespace {
 
 /// What is done with a block of rows: all of it chunk by chunk (causal), or the queries and then the keys.
 enum class Part { kAll, kQueries, kKeys };
@@ -139,6 +140,7 @@ class Backward {
   bool stream_;
 };
 
+}  // namespace
 }  // namespace ea_series
 
 void ea_series_backward_simd(const EaSeriesBackward& args) {

@@ -13,6 +13,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace elwise::cpu::HWY_NAMESPACE {
 namespace ea_series {
+namespace {
 
 /// Rows of one vector of channels. Without keys to add k, v and visible are not read; without queries to
 /// answer, q and y.
@@ -178,6 +179,7 @@ class Forward {
   bool stream_;
 };
 
+}  // namespace
 }  // namespace ea_series
 
 void ea_series_forward_simd(const EaSeriesForward& args) {

@@ -13,6 +13,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace elwise::cpu::HWY_NAMESPACE {
 namespace ea_series {
+namespace {
 
 /// Sums of two f32, rounded up or down with the probability that makes them right on average. Rounding to
 /// nearest errs the same way every time the same key comes again: after 100,000 steps the moments would be
@@ -108,6 +109,7 @@ void step_all(const EaSeriesStep& args) {
   });
 }
 
+}  // namespace
 }  // namespace ea_series
 
 void ea_series_step_simd(const EaSeriesStep& args) {

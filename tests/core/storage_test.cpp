@@ -199,8 +199,10 @@ TEST_CASE("a limit that is set also holds for what is cached already") {
   CHECK_THROWS_AS(Storage(kMiB, kCpu), OutOfMemoryError);
 }
 
-TEST_CASE("the CPU's limit is the machine's memory at first; meta has none") {
+TEST_CASE("the CPU's limit is what the machine had left at first, not all that it has; meta has none") {
   CHECK(memory_limit(kCpu) >= 64 * kMiB);
+  CHECK(memory_limit(kCpu) <
+        static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE) * 32 / 33);
   CHECK(memory_limit(kMeta) == 0);
   const LimitGuard none(kMeta, -1);
   CHECK(memory_limit(kMeta) == 0);

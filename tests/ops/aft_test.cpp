@@ -64,7 +64,7 @@ TEST_CASE("later tokens, other batch entries and hidden keys do not matter") {
 }
 
 TEST_CASE("a NaN stays in its channel") {
-  check_nan_stays_in_channel(fixed_aft());
+  check_nan_stays_in_head(fixed_aft());
 }
 
 /// Keys around `key` and biases around 0, each uniform within its spread.

@@ -72,7 +72,7 @@ TEST_CASE("later tokens, other batch entries and hidden keys do not matter") {
 }
 
 TEST_CASE("a NaN stays in its channel") {
-  for (const int order : {2, 6, 16}) check_nan_stays_in_channel(ea_series_attention(order));
+  for (const int order : {2, 6, 16}) check_nan_stays_in_head(ea_series_attention(order));
 }
 
 TEST_CASE("tends to EA as the order grows") {

@@ -43,7 +43,7 @@ TEST_CASE("later tokens, other batch entries and hidden keys do not matter") {
 }
 
 TEST_CASE("a NaN stays in its channel") {
-  check_nan_stays_in_channel(full_ea());
+  check_nan_stays_in_head(full_ea());
 }
 
 /// Queries around `query` and keys around `key`, each uniform within `spread`.

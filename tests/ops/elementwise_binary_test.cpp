@@ -25,8 +25,13 @@ std::vector<BinaryCase> binary_cases() {
           {"mul", [](T a, T b) { return mul(a, b); }, BinaryOp::mul},
           {"div", [](T a, T b) { return div(a, b); }, BinaryOp::div},
           {"maximum", maximum, BinaryOp::maximum},
-          {"minimum", minimum, BinaryOp::minimum},
-          {"add", [](T a, T b) { return a + b; }, BinaryOp::add},
+          {"minimum", minimum, BinaryOp::minimum}};
+}
+
+/// The same ops as operators.
+std::vector<BinaryCase> operator_cases() {
+  using T = const Tensor&;
+  return {{"add", [](T a, T b) { return a + b; }, BinaryOp::add},
           {"sub", [](T a, T b) { return a - b; }, BinaryOp::sub},
           {"mul", [](T a, T b) { return a * b; }, BinaryOp::mul},
           {"div", [](T a, T b) { return a / b; }, BinaryOp::div}};
@@ -90,6 +95,10 @@ TEST_CASE("binary ops broadcast, with the gradients summed back") {
       check_op_variants(test_of(binary, Shape{3, size}, Shape{size}));
     }
   }
+}
+
+TEST_CASE("operators are the binary ops") {
+  for (const BinaryCase& binary : operator_cases()) check_op(test_of(binary, {5, 3}, {3}));
 }
 
 TEST_CASE("binary ops split a large tensor among threads") {

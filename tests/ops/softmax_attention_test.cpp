@@ -96,45 +96,12 @@ TEST_CASE("later tokens, other batch entries and hidden keys do not matter") {
 }
 
 TEST_CASE("outputs lie between the values, however large the scores are") {
-  const Shape shape{2, 65, 12};
-  for (const double magnitude : {1.0, 30.0, 1e4}) {
-    for (const DType dtype : {DType::f64, DType::f32}) {
-      for (const bool causal : {false, true}) {
-        for (const Visible visible : kVisible) {
-          const Tensor q = uniform(shape, -magnitude, magnitude), k = uniform(shape, -magnitude, magnitude);
-          const Tensor v = rounded_to(uniform(shape), dtype);
-          const AttentionOptions options{.causal = causal, .key_mask = key_mask(visible, shape[0], shape[1])};
-          const AttentionResult result =
-              run_attention(softmax_heads(4), q, k, v, uniform(shape), dtype, options);
-          const std::string what = detail::concatenate("magnitude ", magnitude, " ", name_of(dtype));
-          const double slack = (dtype == DType::f64 ? kF64Tolerance : kF32Tolerance).relative;
-          check_within_values(attention_shape(q, options), result.y, values_of(v), slack, what);
-          for (const Values* gradient : {&result.dq, &result.dk, &result.dv}) {
-            CHECK_MESSAGE(std::ranges::all_of(*gradient, [](double x) { return std::isfinite(x); }), what);
-          }
-        }
-      }
-    }
-  }
+  check_large_scores(softmax_heads(4), {2, 65, 12});
 }
 
 TEST_CASE("a NaN stays in its head") {
-  constexpr int64_t kLength = 9, kChannels = 12, kHeads = 4, kSpoilt = 7;
-  for (int input = 0; input < 3; ++input) {
-    Tensor inputs[] = {uniform({1, kLength, kChannels}), uniform({1, kLength, kChannels}),
-                       uniform({1, kLength, kChannels})};
-    inputs[input].data<double>()[3 * kChannels + kSpoilt] = NAN;
-    for (Tensor& each : inputs) each = to(each, test_device());
-    const Values y = values_of(softmax_attention(inputs[0], inputs[1], inputs[2], kHeads));
-    const int64_t size = kChannels / kHeads;
-    int64_t spoilt = 0;
-    for (int64_t i = 0; i < kLength * kChannels; ++i) {
-      if (!std::isnan(y[i])) continue;
-      ++spoilt;
-      CHECK(i % kChannels / size == kSpoilt / size);
-    }
-    CHECK(spoilt == (input == 0 ? size : input == 1 ? kLength * size : kLength));
-  }
+  constexpr int64_t kHead = 7;
+  check_nan_stays_in_head(softmax_heads(kNanChannels / kHead), kHead, /*weighs_hidden=*/true);
 }
 
 TEST_CASE("errors") {

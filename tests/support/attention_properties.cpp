@@ -262,12 +262,35 @@ void check_within_values(const AttentionShape& shape, const Values& y, const Val
                 slack * largest);
 }
 
-void check_nan_stays_in_channel(const Attention& attention) {
-  constexpr int64_t kBatch = 2, kLength = 133, kChannels = 35, kEntry = 1, kRow = 70, kChannel = 18;
+void check_large_scores(const Attention& attention, const Shape& shape) {
+  for (const double magnitude : {1.0, 30.0, 1e4}) {
+    for (const DType dtype : {DType::f64, DType::f32}) {
+      for (const bool causal : kCausal) {
+        for (const Visible visible : kVisible) {
+          const Tensor q = uniform(shape, -magnitude, magnitude), k = uniform(shape, -magnitude, magnitude);
+          const Tensor v = rounded_to(uniform(shape), dtype);
+          const AttentionOptions options{.causal = causal, .key_mask = key_mask(visible, shape[0], shape[1])};
+          const AttentionResult result = run_attention(attention, q, k, v, uniform(shape), dtype, options);
+          const std::string what =
+              detail::concatenate(attention.name, " magnitude ", magnitude, " ", name_of(dtype));
+          check_within_values(attention_shape(q, options), result.y, values_of(v),
+                              tolerance_of(dtype).relative, what);
+          for (const Values* gradient : {&result.dq, &result.dk, &result.dv}) {
+            CHECK_MESSAGE(std::ranges::all_of(*gradient, [](double x) { return std::isfinite(x); }), what);
+          }
+        }
+      }
+    }
+  }
+}
+
+void check_nan_stays_in_head(const Attention& attention, int64_t head, bool weighs_hidden) {
+  constexpr int64_t kBatch = 2, kLength = 133, kChannels = kNanChannels, kEntry = 1, kRow = 70, kChannel = 18;
   const Shape shape{kBatch, kLength, kChannels};
   for (const DType dtype : dtypes()) {
     for (const bool causal : kCausal) {
       for (int spoilt = 0; spoilt < 3; ++spoilt) {
+        if (spoilt == 2 && causal && weighs_hidden) continue;
         Tensor inputs[] = {uniform(shape), uniform(shape), uniform(shape)};
         const AttentionShape sizes{kBatch, kLength, kChannels, causal};
         inputs[spoilt].data<double>()[sizes.index(kEntry, kRow, kChannel)] = NAN;
@@ -279,7 +302,8 @@ void check_nan_stays_in_channel(const Attention& attention) {
           for (int64_t i = 0; i < kLength; ++i) {
             for (int64_t c = 0; c < kChannels; ++c) {
               const bool touched = spoilt == 0 ? i == kRow : sizes.sees(b, i, kRow);
-              const bool expected = b == kEntry && c == kChannel && touched;
+              const bool near = spoilt == 2 ? c == kChannel : c / head == kChannel / head;
+              const bool expected = b == kEntry && near && touched;
               wrong += std::isnan(y[sizes.index(b, i, c)]) != expected ? 1 : 0;
             }
           }

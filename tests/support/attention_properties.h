@@ -69,8 +69,16 @@ void check_attention_properties(const Attention& attention);
 void check_within_values(const AttentionShape& shape, const Values& y, const Values& v, double slack,
                          const std::string& what);
 
-/// Checks that a NaN in one element of q, k or v makes NaN, forward, of just the outputs of its channel whose
-/// query sees it.
-void check_nan_stays_in_channel(const Attention& attention);
+/// Checks on q and k of magnitudes up to 1e4, in f64 and f32, causal and not, for all masks: each y as
+/// check_within_values does, and that the gradients are finite. shape: of q.
+void check_large_scores(const Attention& attention, const Shape& shape);
+
+/// Checks, in f64 and f32 (on a GPU in bf16 too), causal and not, that a NaN in one element of q, k or v
+/// makes NaN, forward, of just the outputs of its head whose query sees it; one of v of just its channel. A
+/// mechanism that works channel by channel has heads of 1; `head` divides kNanChannels.
+inline constexpr int64_t kNanChannels = 35;
+/// `weighs_hidden`: hidden values are multiplied by weights of 0, so that a NaN in v is looked at where all
+/// see it.
+void check_nan_stays_in_head(const Attention& attention, int64_t head = 1, bool weighs_hidden = false);
 
 }  // namespace elwise::testing

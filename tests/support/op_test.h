@@ -47,7 +47,12 @@ struct OpTest {
 /// Where test_device() is a GPU: values and gradients there against the CPU's, in f64, f32 and bf16, and the
 /// same bits in a second run.
 void check_op(const OpTest& test);
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+// They look for other faults, and take tens of times as long.
+inline constexpr int64_t kJacobianEntries = 2'000;
+#else
 inline constexpr int64_t kJacobianEntries = 40'000;
+#endif
 
 /// Where tests compute: the CPU or, with ELWISE_TEST_DEVICE=cuda in the environment, cuda:0.
 Device test_device();

@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <map>
 #include <string>
 
 #include "tests/support/figures.h"
@@ -78,18 +79,45 @@ TEST_CASE("--position times steps at positions, beside the time that reading the
   }
 }
 
+TEST_CASE("--profile prints and writes each kernel's time at each position") {
+  const TemporaryFolder folder;
+  const auto json = folder / "cost.json";
+  const Run result = run("--attention ea-6 --position 8,20 --steps 3 --profile --json " + json.string());
+  CHECK_MESSAGE(result.status == 0, result.output);
+  CHECK(result.output.find("ea-6, batch 1, position 20\n") != std::string::npos);
+  const auto lines = json_lines(json);
+  REQUIRE(lines.size() == 2);
+  for (const nlohmann::json& line : lines) {
+    std::map<std::string, int64_t> calls;
+    for (const nlohmann::json& kernel : line["profile"]) {
+      calls[kernel["kernel"]] = kernel["calls"];
+      CHECK(kernel["ms"].get<double>() > 0);
+    }
+    CHECK(calls["ea_series_step"] == 2);  // one for each layer
+    CHECK(calls["matmul"] >= 2 * 6 + 1);
+  }
+}
+
 TEST_CASE("meta counts what the CPU counts, to the byte, and runs nothing") {
   const TemporaryFolder folder;
   const auto cpu = folder / "cpu.json", meta = folder / "meta.json";
   const std::string options = "--attention sa,ea-6,la,aft --batch 1,3 --length 4,300 --json ";
   CHECK(run(options + cpu.string()).status == 0);
   CHECK(run(options + meta.string() + " --device meta").status == 0);
-  const auto expected = json_lines(cpu), actual = json_lines(meta);
-  REQUIRE(expected.size() == actual.size());
-  for (size_t i = 0; i < expected.size(); ++i) {
+  using Key = std::tuple<std::string, int64_t, int64_t>;  // the CPU takes the attentions in turn
+  std::map<Key, nlohmann::json> expected, actual;
+  const auto read = [](const auto& path, std::map<Key, nlohmann::json>& lines) {
+    for (const nlohmann::json& line : json_lines(path))
+      lines.emplace(Key(line["attention"], line["batch"], line["length"]), line);
+  };
+  read(cpu, expected);
+  read(meta, actual);
+  REQUIRE(expected.size() == 4 * 2 * 2);
+  REQUIRE(actual.size() == expected.size());
+  for (auto& [key, line] : actual) {
     for (const char* field : {"peak_bytes", "state_bytes", "weight_bytes", "parameters"})
-      CHECK_MESSAGE(expected[i][field] == actual[i][field], field);
-    CHECK(actual[i]["total_ms"].is_null());
+      CHECK_MESSAGE(expected[key][field] == line[field], field);
+    CHECK(line["total_ms"].is_null());
   }
 }
 
@@ -102,6 +130,7 @@ TEST_CASE("infer_bert_cost, bad input: one line that says what is wrong") {
       {"--position 8 --length 8", 2, "expected no --length"},
       {"--position 8 --device meta", 2, "expected --device cpu or cuda"},
       {"--steps 3", 2, "expected --position beside it"},
+      {"--profile", 2, "expected --position beside it"},
       {"--batch -1", 2, "--batch: expected a number above 0, got -1"},
       {"--hidden 33", 2, "33 is not divisible by 4 heads"},
       {"--device tpu", 2, "expected cpu, meta"},

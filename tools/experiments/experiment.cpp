@@ -47,7 +47,8 @@ ordered_json to_json(const TrainingOptions& training) {
           {"clip", training.clip},
           {"batch", training.batch},
           {"max_epochs", training.epochs},
-          {"patience", training.patience}};
+          {"patience", training.patience},
+          {"target", value_or_null(training.target)}};
 }
 
 AdamKind adam_kind(const std::string& name) {
@@ -109,7 +110,8 @@ TrialRun::TrialRun(const ExperimentOptions& options, const Experiment& experimen
 }
 
 bool TrialRun::wants_epoch() const {
-  return state_.epochs < training_.epochs && state_.waited < training_.patience;
+  const bool reached = training_.target && state_.best_epoch > 0 && state_.best_score >= *training_.target;
+  return state_.epochs < training_.epochs && state_.waited < training_.patience && !reached;
 }
 
 /// Of the coming step. As in train_lm the schedule is taken at the middle of a step.
@@ -316,7 +318,7 @@ int run_experiment(const ExperimentOptions& options, const Experiment& experimen
   }
   fmt::print("{}{}", options.quiet ? "" : "\n", summary_table(experiment, results));
   if (options.plot.empty()) return kExitOk;
-  run_plot_script("plot_experiment.py", options.json, options.plot);
+  run_plot_script(experiment.plot_script, options.json, options.plot);
   if (!options.quiet) fmt::print("plotted into {}\n", options.plot.string());
   return kExitOk;
 }

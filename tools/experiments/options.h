@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,8 +24,9 @@ struct TrainingOptions {
   double weight_decay = 0;
   double clip = 4;  // largest joint norm of the gradients
   int64_t batch = 16;
-  int64_t epochs = 100;   // at most
-  int64_t patience = 10;  // epochs without a better validation score after which a run ends
+  int64_t epochs = 100;               // at most
+  int64_t patience = 10;              // epochs without a better validation score after which a run ends
+  std::optional<double> target = {};  // a run ends with a validation score of as much
 };
 
 /// What to run, how, and where the results go. A program sets its own defaults, then adds the options.

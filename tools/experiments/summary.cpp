@@ -50,6 +50,41 @@ std::string text_of(const ordered_json& value) {
   return value.is_string() ? value.get<std::string>() : value.dump();
 }
 
+/// The values of a condition, or with `names` the names: "64, 4"; "length, pairs".
+std::string condition_text(const ordered_json& condition, bool names) {
+  std::string text;
+  for (const auto& [name, value] : condition.items()) {
+    text += (text.empty() ? "" : ", ") + (names ? name : text_of(value));
+  }
+  return text;
+}
+
+std::string comparison_table(const Experiment& experiment, const std::vector<Group>& groups) {
+  const Metric& metric = experiment.metrics.front();
+  std::vector<std::string> header = {metric.header + " for " +
+                                     condition_text(experiment.conditions.front(), true)};
+  for (const ordered_json& condition : experiment.conditions)
+    header.push_back(condition_text(condition, false));
+  std::vector<std::vector<std::string>> rows;
+  for (const Group& group : groups) {
+    auto row = std::find_if(rows.begin(), rows.end(), [&](const auto& r) { return r[0] == group.attention; });
+    if (row == rows.end()) {
+      row = rows.insert(row, std::vector<std::string>(header.size(), "-"));
+      (*row)[0] = group.attention;
+    }
+    const auto column =
+        std::find(experiment.conditions.begin(), experiment.conditions.end(), group.condition);
+    std::string cell = mean_and_deviation(group.values(metric.field), metric.digits);
+    if (const size_t diverged = group.values("diverged_in_epoch").size(); diverged > 0) {
+      cell += fmt::format(" ({} diverged)", diverged);
+    }
+    (*row)[static_cast<size_t>(column - experiment.conditions.begin()) + 1] = cell;
+  }
+  Table table(header);
+  for (const auto& row : rows) table.add(row);
+  return table.text();
+}
+
 }  // namespace
 
 std::string mean_and_deviation(const std::vector<double>& values, int digits) {
@@ -64,6 +99,7 @@ std::string mean_and_deviation(const std::vector<double>& values, int digits) {
 
 std::string summary_table(const Experiment& experiment, const std::vector<ordered_json>& results) {
   const std::vector<Group> groups = group(experiment, results);
+  if (experiment.conditions_in_columns) return comparison_table(experiment, groups);
   bool any_diverged = false;
   for (const Group& row : groups) any_diverged = any_diverged || !row.values("diverged_in_epoch").empty();
   std::vector<std::string> header = {"attention"};

@@ -11,7 +11,8 @@ namespace elwise::tools {
 std::string mean_and_deviation(const std::vector<double>& values, int digits);
 
 /// The final table: a row for each condition and attention in the order of their first line, over the last
-/// lines of runs and the lines of baselines. A metric that no line of a row has shows as "-".
+/// lines of runs and the lines of baselines. A metric that no line of a row has shows as "-". With
+/// experiment.conditions_in_columns, a row for each attention and a column for each condition.
 std::string summary_table(const Experiment& experiment, const std::vector<nlohmann::ordered_json>& results);
 
 }  // namespace elwise::tools

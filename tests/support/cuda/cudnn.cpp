@@ -130,7 +130,8 @@ cudnnStatus_t cudnnSoftmaxForward(cudnnHandle_t handle, cudnnSoftmaxAlgorithm_t,
         sum += values[static_cast<size_t>(c)] = std::exp(from.get(first + c) - largest);
       }
       // A row of -infinity alone: NaN in f64, else zeros, as cuDNN gives.
-      const bool zeros = largest == -INFINITY && std::isnan(sum) && shape.type != CUDNN_DATA_DOUBLE;
+      bool zeros = shape.type != CUDNN_DATA_DOUBLE;
+      for (int64_t c = 0; c < shape.cols; ++c) zeros &= from.get(first + c) == -INFINITY;
       for (double& value : values) value = zeros ? 0 : value / sum;
     });
   });
