@@ -1,10 +1,11 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <map>
 #include <string>
 #include <tuple>
 
-#include "core/file.h"
+#include "tests/support/figures.h"
 #include "tests/support/run_program.h"
 #include "tests/support/temporary_folder.h"
 
@@ -138,6 +139,23 @@ TEST_CASE("a killed run that is resumed ends with the same numbers; a finished o
   const Run other = train(pieces + "--resume --hidden 32");
   CHECK(other.status == 1);
   CHECK_MESSAGE(contains(other.output, "is of a run with hidden 16, the options give 32"), other.output);
+}
+
+TEST_CASE("figures: learning curves, and forecasts against the truth") {
+  if (!can_draw()) return;
+  const Files files;
+  const Run result =
+      train(files.data + kTiny + "--attention ea-2,none --quiet --plot " + files.at("figures"));
+  CHECK_MESSAGE(result.status == 0, result.output);
+  check_figure(files.at("figures"), "learning-curves", {"ea-2", "none", "validation rmse"});
+  check_figure(files.at("figures"), "forecast-3",
+               {"truth", "ea-2, seed 0", "none, seed 0", "test rows, each forecast 3 rows before", "OT"});
+  const auto damaged = files.folder.write("damaged.json", R"({"attention":"sa","shown":{"steps_ahead":3}})");
+  const Run refused = run_command("python3 " ELWISE_SOURCE_DIR "/tools/plot_experiment.py " +
+                                  damaged.string() + " --out " + files.at("none"));
+  CHECK(refused.status == 1);
+  CHECK_MESSAGE(contains(refused.output, "damaged.json:1: expected shown to have steps_ahead"),
+                refused.output);
 }
 
 TEST_CASE("bad input of train_forecaster: one line, exit 2 for usage and 1 for a failure") {
