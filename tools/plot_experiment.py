@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws what train_classifier and its sisters found: plot_experiment.py FILE... --out DIR writes learning-curves
-(loss and validation score of each epoch, a thin line per run, the mean over runs thick) and, where the runs tell
-which classes they took for which, confusion-ATTENTION, each as PNG and SVG.
+(loss and validation score of each epoch, a thin line per run, the mean over runs thick), where the runs tell which
+classes they took for which, confusion-ATTENTION, and where they show forecasts, forecast-HORIZON, each as PNG and SVG.
 
 The files hold one JSON object per line: of epochs ("epoch") and of finished runs ("epochs"). Prints the files that it
 wrote. Exits 2 for bad usage, 1 for a failure.
@@ -22,6 +22,16 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def check_shown(shown: Any) -> None:
+    """Raises PlotError unless this is a stretch of truth and forecasts."""
+    fits = isinstance(shown, dict) and is_number(shown.get("steps_ahead")) and all(
+        isinstance(shown.get(field), list) for field in ("time", "truth", "forecast"))
+    if not fits or not len(shown["time"]) == len(shown["truth"]) == len(shown["forecast"]) > 0:
+        raise PlotError("expected shown to have steps_ahead and as many of time, truth and forecast")
+    if not all(map(is_number, shown["truth"] + shown["forecast"])):
+        raise PlotError("expected shown to have numbers as truth and forecast")
+
+
 def check(line: Any) -> dict[str, Any]:
     """The line, if an experiment may have written it. Raises PlotError."""
     if not isinstance(line, dict):
@@ -38,6 +48,8 @@ def check(line: Any) -> dict[str, Any]:
             isinstance(row, list) and len(row) == len(rows) and all(map(is_number, row)) for row in rows)
         if not fits:
             raise PlotError("expected confusion to be a square of numbers, a row for each of labels")
+    if line.get("shown") is not None:
+        check_shown(line["shown"])
     return line
 
 
@@ -119,6 +131,27 @@ def draw_confusion(pyplot: Any, attention: str, lines: list[dict[str, Any]]) -> 
     return figure
 
 
+def draw_forecast(pyplot: Any, lines: list[dict[str, Any]]) -> Any:
+    """The truth, and the forecasts of each attention's first run."""
+    first = lines[0]["shown"]
+    figure, axes = pyplot.subplots(figsize=(11, 4.5), layout="constrained")
+    axes.plot(first["truth"], color="black", linewidth=2, label="truth", zorder=2)
+    for attention in dict.fromkeys(line["attention"] for line in lines):
+        run = next(line for line in lines if line["attention"] == attention)
+        label = f"{attention}, seed {run['seed']}" if "seed" in run else attention
+        axes.plot(run["shown"]["forecast"], color=color_of(attention), linewidth=1.3, label=label, zorder=3)
+    count = len(first["time"])
+    ticks = range(0, count, max(1, count // 7))
+    axes.set_xticks(ticks, labels=[str(first["time"][tick]) for tick in ticks], rotation=20, ha="right")
+    axes.set_title(f"test rows, each forecast {first['steps_ahead']:g} rows before", loc="left", fontweight="bold")
+    if "target" in lines[0]:
+        axes.set_ylabel(str(lines[0]["target"]))
+    axes.grid(True, color="#E5E5E5", linewidth=0.8, zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    return figure
+
+
 def figures_of(pyplot: Any, lines: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
     epochs = [line for line in lines if "epoch" in line]
     if curve_fields(epochs):
@@ -131,6 +164,10 @@ def figures_of(pyplot: Any, lines: list[dict[str, Any]]) -> Iterator[tuple[str, 
         if any(line["labels"] != own[0]["labels"] for line in own):
             raise PlotError(f"the runs of {attention} have different labels: draw one data set at a time")
         yield f"confusion-{attention}", draw_confusion(pyplot, attention, own)
+    forecasts = [line for line in lines if line.get("shown") is not None]
+    for steps in dict.fromkeys(line["shown"]["steps_ahead"] for line in forecasts):
+        own = [line for line in forecasts if line["shown"]["steps_ahead"] == steps]
+        yield f"forecast-{steps}", draw_forecast(pyplot, own)
 
 
 if __name__ == "__main__":
