@@ -4,10 +4,12 @@
 #include <array>
 #include <bit>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 #include <tuple>
 #include <vector>
 
+#include "core/checksum.h"
 #include "core/error.h"
 #include "core/file.h"
 
@@ -20,6 +22,7 @@ static_assert(std::endian::native == std::endian::little, "the elements are copi
 
 constexpr int64_t kMaxHeaderBytes = 100'000'000;  // the reference implementation's limit
 constexpr const char* kMetadataKey = "__metadata__";
+constexpr const char* kChecksumKey = "elwise.checksum";  // of the metadata
 constexpr std::pair<std::string_view, DType> kDTypes[] = {{"F32", DType::f32},
                                                           {"F64", DType::f64},
                                                           {"BF16", DType::bf16},
@@ -173,6 +176,34 @@ json describe(const Tensor& tensor, int64_t begin) {
           {"data_offsets", {begin, begin + bytes}}};
 }
 
+void add_elements(Checksum& checksum, const Tensor& tensor) {
+  checksum.add(on_host(tensor).data(), tensor.count() * size_of(tensor.dtype()));
+}
+
+/// Of a header without its checksum; those of the elements, in the order of the file, are added to it.
+Checksum checksum_of(const json& header) {
+  Checksum result;
+  const std::string text = header.dump();
+  result.add(text.data(), static_cast<int64_t>(text.size()));
+  return result;
+}
+
+std::string text_of(const Checksum& checksum) {
+  return std::to_string(checksum.value());
+}
+
+/// Takes the checksum out of a header, if there is one: the header is then as it was before write_header put
+/// it in.
+std::optional<std::string> take_checksum(json& header) {
+  if (!header.contains(kMetadataKey)) return std::nullopt;
+  json& metadata = header[kMetadataKey];
+  if (!metadata.is_object() || !metadata.contains(kChecksumKey)) return std::nullopt;
+  const json checksum = metadata[kChecksumKey];
+  metadata.erase(kChecksumKey);
+  if (metadata.empty()) header.erase(kMetadataKey);
+  return checksum.is_string() ? checksum.get<std::string>() : checksum.dump();
+}
+
 /// Everything that precedes the elements.
 std::string write_header(const std::vector<std::pair<std::string, Tensor>>& ordered,
                          const std::map<std::string, std::string>& metadata) {
@@ -183,6 +214,9 @@ std::string write_header(const std::vector<std::pair<std::string, Tensor>>& orde
     header[name] = describe(tensor, begin);
     begin = header[name]["data_offsets"][1];
   }
+  Checksum checksum = checksum_of(header);
+  for (const auto& [name, tensor] : ordered) add_elements(checksum, tensor);
+  header[kMetadataKey][kChecksumKey] = text_of(checksum);
   std::string text = header.dump();
   text.resize((text.size() + 7) / 8 * 8, ' ');
   ELWISE_CHECK(static_cast<int64_t>(text.size()) <= kMaxHeaderBytes, "the header would be ", text.size(),
@@ -197,15 +231,20 @@ std::map<std::string, Tensor> load_safetensors(const std::filesystem::path& path
                                                std::map<std::string, std::string>* metadata) {
   InputFile file(path);
   return with_context("load_safetensors: " + path.string(), [&] {
-    const json header = parse_strictly(read_header(file));
+    json header = parse_strictly(read_header(file));
+    const std::optional<std::string> expected = take_checksum(header);
+    Checksum checksum = checksum_of(header);
     std::map<std::string, std::string> texts;
     if (header.contains(kMetadataKey)) texts = read_metadata(header[kMetadataKey]);
     std::map<std::string, Tensor> tensors;
     for (const Entry& entry : read_entries(header, file.remaining())) {
       const Tensor tensor = empty(entry.shape, {.dtype = entry.dtype});
       with_context("tensor '" + entry.name + "'", [&] { file.read_elements(tensor); });
+      if (expected) add_elements(checksum, tensor);
       tensors.emplace(entry.name, tensor);
     }
+    ELWISE_CHECK(!expected || *expected == text_of(checksum), "the file is damaged: its checksum is ",
+                 text_of(checksum), ", expected ", expected.value_or(""));
     if (metadata != nullptr) *metadata = std::move(texts);
     return tensors;
   });

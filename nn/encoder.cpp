@@ -18,8 +18,10 @@ EncoderLayer::Attention::Attention(const EncoderConfig& config)
 }
 
 EncoderLayer::Intermediate::Intermediate(const EncoderConfig& config)
-    : dense(config.attention.hidden, config.intermediate, config.attention.options) {
+    : dense(config.attention.hidden, config.intermediate, config.attention.options),
+      dropout(config.intermediate_dropout) {
   add_module("dense", dense);
+  add_module("dropout", dropout);
 }
 
 EncoderLayer::EncoderLayer(const EncoderConfig& config)
@@ -35,7 +37,8 @@ EncoderLayer::EncoderLayer(const EncoderConfig& config)
 }
 
 Tensor EncoderLayer::feed_forward(const Tensor& x) const {
-  return dropout_.forward(output_.dense.forward(gelu(intermediate_.dense.forward(x))));
+  const Tensor inner = intermediate_.dropout.forward(gelu(intermediate_.dense.forward(x)));
+  return dropout_.forward(output_.dense.forward(inner));
 }
 
 template <class Attend>

@@ -15,8 +15,9 @@ enum class NormPlacement : uint8_t { post, pre };
 struct EncoderConfig {
   AttentionConfig attention = {};
   int64_t intermediate = 3072;
-  double dropout = 0.1;  // after each block's output projection, while training
-  double eps = 1e-12;    // of the layer norms
+  double dropout = 0.1;             // after each block's output projection, while training
+  double intermediate_dropout = 0;  // after GELU, while training (the Time Series Library's layers have it)
+  double eps = 1e-12;               // of the layer norms
   NormPlacement norm = NormPlacement::post;
 };
 
@@ -50,6 +51,7 @@ class EncoderLayer : public Module {
   struct Intermediate : Module {
     explicit Intermediate(const EncoderConfig& config);
     Linear dense;
+    Dropout dropout;
   };
 
   Tensor feed_forward(const Tensor& x) const;

@@ -19,6 +19,11 @@ void kaiming_uniform(const Tensor& weight, double gain) {
   fill_uniform(weight, -bound, bound);
 }
 
+void kaiming_normal(const Tensor& weight, double gain) {
+  ELWISE_CHECK(weight.rank() == 2, "kaiming_normal: expected [outputs, inputs], got ", weight.shape());
+  fill_normal(weight, 0, gain / std::sqrt(static_cast<double>(weight.size(1))));
+}
+
 void initialize_bert(const Module& model, double deviation) {
   for (const auto& [name, parameter] : model.named_parameters()) {
     const bool is_bias = name == "bias" || name.ends_with(".bias");  // AFT's "position_bias" is a table

@@ -13,6 +13,8 @@ void xavier_uniform(const Tensor& weight);
 /// Uniform in +-gain * sqrt(3 / inputs) (He et al., arXiv 1502.01852); gain 1 / sqrt(3) is PyTorch's default
 /// for linear layers.
 void kaiming_uniform(const Tensor& weight, double gain);
+/// Normal with deviation gain / sqrt(inputs) (He et al., arXiv 1502.01852); gain sqrt(2) is for ReLU.
+void kaiming_normal(const Tensor& weight, double gain);
 
 /// BERT's initialisation of a whole model: parameters called "bias" 0, LayerNorm weights 1, everything else
 /// normal with this deviation.

@@ -13,28 +13,17 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 import pathlib
-import sys
-import zlib
-from typing import Any, NoReturn
+from typing import Any
 
-APT_PYTHON = "/usr/bin/python3"  # the one for which apt installs python3-matplotlib
+from figures import MARKERS, PlotError, color_of, fail, import_matplotlib, read_lines, save
+
 REQUIRED = {"attention": str, "device": str, "dtype": str, "batch": int}
 SIZES = ("seq_len", "length", "position")  # of which a line has one
 SWEEPS = (None, "memory", "bs-l", "throughput")
 BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
-# Okabe and Ito's colours, which the colour-blind can tell apart, then Tol's. Fixed, so that all panels agree.
-COLORS = {"sa": "#D55E00", "ea": "#009E73", "ea-2": "#56B4E9", "ea-6": "#0072B2", "ea-4": "#CC79A7", "ea-0": "#DDCC77",
-          "ea-8": "#E69F00", "la": "#000000", "aft": "#882255", "none": "#888888", "sa-tiled": "#661100"}
-OTHER_COLORS = ["#332288", "#999933", "#AA4499", "#44AA99", "#117733"]
-MARKERS = {"sa": "s", "sa-tiled": "p", "ea": "^", "ea-2": "o", "ea-6": "D", "none": "v"}
 LINE_STYLES = ["-", "--", ":", "-."]
-
-
-class PlotError(Exception):
-    """What is wrong with the input, in one line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,24 +64,6 @@ PANELS = (
 )
 
 
-def fail(message: str, status: int = 1) -> NoReturn:
-    print(f"plot_cost: {message}", file=sys.stderr)
-    sys.exit(status)
-
-
-def import_matplotlib() -> Any:
-    """matplotlib.pyplot; where this Python lacks it but the system's may have it, starts again with that one."""
-    try:
-        import matplotlib
-        matplotlib.use("Agg")
-        import matplotlib.pyplot
-        return matplotlib.pyplot
-    except ImportError as error:
-        if os.path.realpath(sys.executable) != os.path.realpath(APT_PYTHON) and os.access(APT_PYTHON, os.X_OK):
-            os.execv(APT_PYTHON, [APT_PYTHON, *sys.argv])
-        fail(f"matplotlib is missing ({error}): apt-get install python3-matplotlib")
-
-
 def check(line: Any) -> dict[str, Any]:
     """The line, if it is a measurement. Raises PlotError."""
     if not isinstance(line, dict):
@@ -111,25 +82,6 @@ def check(line: Any) -> dict[str, Any]:
         if value is not None and not number:
             raise PlotError(f"expected {field} to be a number, got {json.dumps(value)}")
     return line
-
-
-def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The measurements in a file. Raises PlotError with the file and the number of the line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlotError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    result = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            result.append(check(json.loads(line)))
-        except json.JSONDecodeError as error:
-            raise PlotError(f"{path}:{number}: not JSON: {error.msg}") from None
-        except PlotError as error:
-            raise PlotError(f"{path}:{number}: {error}") from None
-    return result
 
 
 def lines_of(panel: Panel, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -193,14 +145,6 @@ def subtitle(panel: Panel, lines: list[dict[str, Any]]) -> str:
         parts.append({"meta": "counted on meta", "cpu,meta": "counted on meta, rings: run on cpu"}.get(
             ",".join(devices), "on " + ", ".join(devices)))
     return " · ".join(parts)
-
-
-def color_of(attention: str) -> str:
-    plain = attention.replace("ea-series-composed-", "ea-")
-    color = COLORS.get(plain) or OTHER_COLORS[zlib.crc32(plain.encode()) % len(OTHER_COLORS)]
-    if plain == attention:
-        return color
-    return "#" + "".join(f"{int(color[i:i + 2], 16) // 2:02x}" for i in (1, 3, 5))  # the same, darker
 
 
 @dataclasses.dataclass
@@ -333,19 +277,6 @@ def draw(pyplot: Any, panel: Panel, lines: list[dict[str, Any]]) -> Any:
     return figure
 
 
-def save(figure: Any, path: pathlib.Path) -> None:
-    """Writes beside `path` and renames."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=metadata)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise PlotError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="plot_cost", description=__doc__)
     parser.add_argument("files", nargs="+", type=pathlib.Path, metavar="FILE",
@@ -353,12 +284,11 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder for the figures")
     arguments = parser.parse_args()
     try:
-        lines = [line for path in arguments.files for line in read_lines(path)]
+        lines = [line for path in arguments.files for line in read_lines(path, check)]
         panels = [(panel, shown) for panel in PANELS if (shown := lines_of(panel, lines))]
         if not panels:
             raise PlotError(f"nothing to draw in {', '.join(map(str, arguments.files))}")
         pyplot = import_matplotlib()
-        pyplot.rcParams.update({"svg.hashsalt": "elwise", "font.size": 10})
         arguments.out.mkdir(parents=True, exist_ok=True)
         for panel, shown in panels:
             figure = draw(pyplot, panel, shown)

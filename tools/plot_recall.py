@@ -12,41 +12,29 @@ import argparse
 import json
 import pathlib
 import statistics
-import sys
-from typing import Any, NoReturn
+from typing import Any
 
-from plot_cost import MARKERS, PlotError, color_of, import_matplotlib, save
+from figures import MARKERS, PlotError, color_of, fail, import_matplotlib, read_lines, save
 
 REQUIRED = {"attention": str, "task": str, "length": int, "pairs": int, "seed": int, "chance": float,
             "test_accuracy": (int, float)}
 TITLES = {"mqar": "Multi-query associative recall", "copy": "Selective copying", "induction": "Induction heads"}
 
 
-def fail(message: str) -> NoReturn:
-    print(f"plot_recall: {message}", file=sys.stderr)
-    sys.exit(1)
+def check(line: Any) -> dict[str, Any]:
+    """The line, if train_recall may have written it. Raises PlotError."""
+    if not isinstance(line, dict):
+        raise PlotError("expected a JSON object")
+    if "test_accuracy" in line:
+        for field, kind in REQUIRED.items():
+            if not isinstance(line.get(field), kind):
+                raise PlotError(f"unexpected {field}: {json.dumps(line.get(field))}")
+    return line
 
 
 def read_results(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The runs' last lines. Raises PlotError with the file and the number of the line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlotError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    results = []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            result = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise PlotError(f"{path}:{number}: not JSON: {error.msg}") from None
-        if not isinstance(result, dict):
-            raise PlotError(f"{path}:{number}: expected a JSON object")
-        if "test_accuracy" not in result:
-            continue
-        for field, kind in REQUIRED.items():
-            if not isinstance(result.get(field), kind):
-                raise PlotError(f"{path}:{number}: unexpected {field}: {json.dumps(result.get(field))}")
-        results.append(result)
+    """The runs' last lines. Raises PlotError."""
+    results = [line for line in read_lines(path, check) if "test_accuracy" in line]
     if not results:
         raise PlotError(f"nothing to draw in {path}")
     if len({result["task"] for result in results}) > 1:
@@ -120,7 +108,6 @@ def main() -> None:
     try:
         results = read_results(arguments.file)
         pyplot = import_matplotlib()
-        pyplot.rcParams.update({"svg.hashsalt": "elwise", "font.size": 10})
         arguments.out.mkdir(parents=True, exist_ok=True)
         figure = draw(pyplot, results)
         for suffix in (".png", ".svg"):

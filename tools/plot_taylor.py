@@ -12,35 +12,25 @@ import argparse
 import json
 import math
 import pathlib
-import sys
-from typing import Any, NoReturn
+from typing import Any
 
-from plot_cost import PlotError, color_of, import_matplotlib, save
+from figures import PlotError, color_of, fail, import_matplotlib, read_lines, save
 
 REQUIRED = {"attention": str, "bin_low": (int, float), "bin_width": (int, float), "counts": list, "products": int,
             "below": int, "above": int, "tolerance": float, "outside": dict, "ranges": dict}
 
 
-def fail(message: str) -> NoReturn:
-    print(f"plot_taylor: {message}", file=sys.stderr)
-    sys.exit(1)
+def check(line: Any) -> dict[str, Any]:
+    """The line, if it is a histogram. Raises PlotError."""
+    for field, kind in REQUIRED.items():
+        if not isinstance(line, dict) or not isinstance(line.get(field), kind):
+            raise PlotError(f"not a histogram of plot_taylor: {field} is missing")
+    return line
 
 
-def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The histograms, that of all layers last. Raises PlotError with the file and the number of the line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlotError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    lines = []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise PlotError(f"{path}:{number}: not JSON: {error.msg}") from None
-        for field, kind in REQUIRED.items():
-            if not isinstance(lines[-1], dict) or not isinstance(lines[-1].get(field), kind):
-                raise PlotError(f"{path}:{number}: not a histogram of plot_taylor: {field} is missing")
+def read_histograms(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Those of the layers, then that of all. Raises PlotError."""
+    lines = read_lines(path, check)
     if not lines or lines[-1].get("layer") is not None:
         raise PlotError(f"{path}: expected the histogram of all layers as the last line")
     return lines
@@ -104,9 +94,8 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder for the figure")
     arguments = parser.parse_args()
     try:
-        lines = read_lines(arguments.file)
+        lines = read_histograms(arguments.file)
         pyplot = import_matplotlib()
-        pyplot.rcParams.update({"svg.hashsalt": "elwise", "font.size": 10})
         arguments.out.mkdir(parents=True, exist_ok=True)
         figure = draw(pyplot, lines)
         for suffix in (".png", ".svg"):

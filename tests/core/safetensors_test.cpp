@@ -92,7 +92,9 @@ TEST_CASE("the layout of a saved file: padded header, large elements first") {
   save_safetensors(folder / "a",
                    {{"a", from_vector<bool>({true}, {1})}, {"b", from_vector<int64_t>({-1}, {1})}});
   const std::string contents = read_file(folder / "a");
-  const std::string header = R"({"a":{"data_offsets":[8,9],"dtype":"BOOL","shape":[1]},)"
+  // The checksum is that of the header without it, then of the tensors, by a program of its own.
+  const std::string header = R"({"__metadata__":{"elwise.checksum":"13592746279544723259"},)"
+                             R"("a":{"data_offsets":[8,9],"dtype":"BOOL","shape":[1]},)"
                              R"("b":{"data_offsets":[0,8],"dtype":"I64","shape":[1]}})";
   const std::string padding((8 - header.size() % 8) % 8, ' ');
   CHECK(contents == safetensors_file(header + padding, std::string(8, '\xFF') + '\x01'));
@@ -200,6 +202,37 @@ TEST_CASE("a file cut anywhere, or with any bit flipped, gives an Error or a sou
       CHECK(elements == 3);
     }
   }
+}
+
+TEST_CASE("a file that was saved here and had any bit flipped gives an Error or the same tensors") {
+  const TemporaryFolder folder;
+  const Tensors saved = {{"w", from_vector<float>({1, -2, 3}, {3})},
+                         {"m", from_vector<bool>({true, false, true}, {3})}};
+  const Metadata metadata = {{"note", "text"}};
+  save_safetensors(folder / "a", saved, metadata);
+  const std::string good = read_file(folder / "a");
+  int64_t errors = 0;
+  for (size_t i = 0; i < good.size(); ++i) {
+    for (int bit = 0; bit < 8; ++bit) {
+      std::string damaged = good;
+      damaged[i] = static_cast<char>(damaged[i] ^ (1 << bit));
+      try {
+        Metadata texts;
+        const Tensors loaded = load_safetensors(folder.write("b", damaged), &texts);
+        CHECK(loaded.at("w").to_vector<float>() == std::vector<float>{1, -2, 3});
+        CHECK(loaded.at("m").to_vector<bool>() == std::vector<bool>{true, false, true});
+      } catch (const Error&) {
+        ++errors;
+      }
+    }
+  }
+  CHECK(errors > 7 * static_cast<int64_t>(good.size()));  // the checksum's own name may change, not much else
+  // A change of the file that the format allows:
+  std::string other = good;
+  other[other.find("text")] = 'T';
+  folder.write("b", other);
+  CHECK_THROWS_WITH_AS(load_safetensors(folder / "b"),
+                       doctest::Contains("the file is damaged: its checksum is"), Error);
 }
 
 TEST_CASE("what cannot be saved is refused, and the old file stays") {
