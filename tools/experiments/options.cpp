@@ -61,6 +61,7 @@ void add_experiment_options(CLI::App& app, ExperimentOptions& options) {
                  "of parameters, batches and dropout, comma-separated: each attention is trained with each")
       ->take_all()
       ->delimiter(',')
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   add_training_options(app, options.training);
   app.add_option("--device", options.device_name, "cpu, cuda or cuda:N")->capture_default_str();
