@@ -29,8 +29,8 @@ CalendarMark parse_calendar_mark(const std::string& name);
 
 /// How a value becomes a vector.
 enum class ValueEmbedding : uint8_t {
-  linear,       // a linear layer of this value alone
-  convolution,  // the Time Series Library's: a circular convolution of the values before, at and after it
+  linear,  // a linear layer of this value alone
+  conv,    // the Time Series Library's: a circular convolution of the values before, at and after it
 };
 
 /// The defaults are those of the experiments of arXiv 2501.05730, section 4.2.

@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "core/checksum.h"
 #include "core/file.h"
 #include "core/safetensors.h"
 #include "ops/elementwise.h"
@@ -68,11 +69,24 @@ struct Index {
   RandomStream random;
 };
 
+constexpr const char* kChecksumKey = "checksum";
+
+/// Of all that the index says but this.
+std::string checksum_of(nlohmann::json index) {
+  index.erase(kChecksumKey);
+  const std::string text = index.dump();
+  Checksum checksum;
+  checksum.add(text.data(), static_cast<int64_t>(text.size()));
+  return std::to_string(checksum.value());
+}
+
 Index read_index(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / kIndexFile;
   const nlohmann::json index = nlohmann::json::parse(read_file(path), nullptr, /*allow_exceptions=*/false);
   try {
     const nlohmann::json& random = index.at("random");
+    ELWISE_CHECK(index.at(kChecksumKey).get<std::string>() == checksum_of(index),
+                 "checkpoint: ", path.string(), " is damaged: it does not have its checksum");
     return {.file = index.at("file").get<std::string>(),
             .step = index.at("step").get<int64_t>(),
             .learning_rate = index.at("learning_rate").get<double>(),
@@ -126,10 +140,11 @@ void save_checkpoint(const std::filesystem::path& folder, const Module& module, 
   save_safetensors(folder / file, tensors);
 
   const RandomStream random = generator.state();
-  const nlohmann::json index = {{"file", file},
-                                {"step", optimizer.steps()},
-                                {"learning_rate", optimizer.learning_rate()},
-                                {"random", {{"seed", random.seed}, {"offset", random.offset}}}};
+  nlohmann::json index = {{"file", file},
+                          {"step", optimizer.steps()},
+                          {"learning_rate", optimizer.learning_rate()},
+                          {"random", {{"seed", random.seed}, {"offset", random.offset}}}};
+  index[kChecksumKey] = checksum_of(index);
   write_file_atomically(folder / kIndexFile, index.dump(2) + "\n");
   for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
     const std::string name = entry.path().filename().string();

@@ -25,8 +25,8 @@ LoadReport load_parameters(const Module& module, const std::map<std::string, Ten
 void save_parameters(const std::filesystem::path& path, const Module& module);
 
 /// Writes a training run into `folder`: parameters and optimizer state as safetensors, then checkpoint.json,
-/// which names that file and holds the step, the learning rate and the random generator's state.
-/// checkpoint.json is renamed into place last, so a run that is killed at any moment leaves the old
+/// which names that file and holds the step, the learning rate and the random generator's state, with a
+/// checksum. checkpoint.json is renamed into place last, so a run that is killed at any moment leaves the old
 /// checkpoint or the new one, whole. Throws Error when it cannot write.
 void save_checkpoint(const std::filesystem::path& folder, const Module& module, const Optimizer& optimizer,
                      const Generator& generator = default_generator());

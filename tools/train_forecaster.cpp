@@ -60,9 +60,9 @@ void add_model_options(CLI::App& app, Options& options) {
       ->delimiter(',')
       ->capture_default_str();
   app.add_option("--embedding", options.embedding,
-                 "of a value: linear (convolution, the Time Series Library's, is refused: a causal model "
+                 "of a value: linear (conv, the Time Series Library's, is refused: a causal model "
                  "must not see the value after)")
-      ->check(CLI::IsMember({"linear", "convolution"}))
+      ->check(CLI::IsMember({"linear", "conv"}))
       ->capture_default_str();
 }
 
@@ -116,7 +116,7 @@ void finish(Options& options) {
   models::ForecasterConfig& model = options.model;
   model.embedding_norm = !options.no_embedding_norm;
   model.norm = options.norm == "post" ? nn::NormPlacement::post : nn::NormPlacement::pre;
-  if (options.embedding == "convolution") model.embedding = models::ValueEmbedding::convolution;
+  if (options.embedding == "conv") model.embedding = models::ValueEmbedding::conv;
   try {
     model.marks = parse_marks(options.marks);
     model.options.device = kMeta;  // makes each model without its memory, to see whether it can be made

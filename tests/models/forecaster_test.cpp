@@ -201,7 +201,7 @@ TEST_CASE("a few steps of Adam learn a sine, with and without the embedding's La
 
 TEST_CASE("errors of the forecaster") {
   ForecasterConfig config = tiny("ea-6");
-  config.embedding = ValueEmbedding::convolution;
+  config.embedding = ValueEmbedding::conv;
   check_error([&] { Forecaster{config}; },
               "forecaster: a circular convolution reads the value after each, and the last one before the "
               "first: it looks into the future and has no recurrent form; a causal model needs the linear "

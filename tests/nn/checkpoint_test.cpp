@@ -138,6 +138,12 @@ TEST_CASE("missing and damaged files are errors that name them") {
     folder.write("checkpoint.json", text);
     check_starts("checkpoint: " + index + " is damaged: ");
   }
+  for (size_t i = 0; i < good_index.size(); ++i) {
+    std::string flipped = good_index;
+    flipped[i] ^= 1;
+    folder.write("checkpoint.json", flipped);
+    check_starts("checkpoint: " + index + " is damaged: ");
+  }
   folder.write("checkpoint.json", good_index);
   folder.write("step-1.safetensors", good_tensors.substr(0, good_tensors.size() - 1));
   check_starts("load_safetensors: " + tensors + ": ");

@@ -166,7 +166,7 @@ TEST_CASE("bad input of train_forecaster: one line, exit 2 for usage and 1 for a
   const std::tuple<std::string, int, std::string> cases[] = {
       {kTiny, 2, "--data is required"},
       {files.data + kTiny + "--attention ea-3", 2, "order 3, expected an even one"},
-      {files.data + kTiny + "--embedding convolution", 2, "looks into the future"},
+      {files.data + kTiny + "--embedding conv", 2, "looks into the future"},
       {files.data + kTiny + "--hidden 33", 2, "expected heads that divide hidden size 33, got 2"},
       {files.data + kTiny + "--marks hour,second", 2, "expected month, day, weekday, hour or minute"},
       {files.data + kTiny + "--marks hour,hour", 2, "marks: expected each value once"},
