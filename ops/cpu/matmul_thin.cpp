@@ -47,13 +47,15 @@ struct Product {
 
 // How far ahead of its use b is asked for: in rows of a transposed b, 36 KiB at the least of BERT-base's
 // weights, and in columns of the other for 16 rows. With few rows of a, requests come faster
-// than memory takes them, and some are dropped: those are made again.
+// than memory takes them, and some are dropped: those are made again, as often as was fastest.
 constexpr int64_t kRowsAhead[] = {12, 8, 16};
 constexpr int64_t kColumnsAhead[] = {512, 256, 768};
 template <int64_t kM>
-constexpr int64_t kRequests = kM == 1   ? 3
-                              : kM <= 4 ? 2
-                                        : 1;
+constexpr int64_t kRowsRequests = kM == 1 || kM > 4 ? 3 : 2;
+template <int64_t kM>
+constexpr int64_t kColumnsRequests = kM == 1   ? 3
+                                     : kM <= 4 ? 2
+                                               : 1;
 
 /// x[0] + x[2], y[0] + y[2], x[1] + x[3], y[1] + y[3] in each block of 128 bits; in f64 x[0] + x[1] and y[0]
 /// + y[1]. Then, of f32, the same with pairs for elements.
@@ -112,13 +114,14 @@ HWY_INLINE void dot_columns(const Product<T>& product, int64_t begin) {
 #pragma GCC unroll 8
     for (int64_t j = 0; j < kCols; ++j) {
 #pragma GCC unroll 3
-      for (int64_t i = 0; i < kRequests<kM>; ++i) prefetch(b + (j + kRowsAhead[i]) * product.ldb + p);
+      for (int64_t i = 0; i < kRowsRequests<kM>; ++i) prefetch(b + (j + kRowsAhead[i]) * product.ldb + p);
       columns[j] = hn::LoadU(d, b + j * product.ldb + p);
       keep_in_register(columns[j]);
     }
 #pragma GCC unroll 8
     for (int64_t i = 0; i < kM; ++i) {
-      const V row = hn::LoadU(d, a + i * product.a_row + p);
+      V row = hn::LoadU(d, a + i * product.a_row + p);
+      if constexpr (kM > 1) keep_in_register(row);
 #pragma GCC unroll 8
       for (int64_t j = 0; j < kCols; ++j)
         sums[i * kCols + j] = hn::MulAdd(row, columns[j], sums[i * kCols + j]);
@@ -165,7 +168,7 @@ HWY_INLINE void add_rows(const Product<T>& product, int64_t begin, const int64_t
 #pragma GCC unroll 8
     for (int64_t j = 0; j < kVectors; ++j) {
 #pragma GCC unroll 3
-      for (int64_t i = 0; i < kRequests<kM>; ++i) prefetch(b + ahead[i] + j * lanes);
+      for (int64_t i = 0; i < kColumnsRequests<kM>; ++i) prefetch(b + ahead[i] + j * lanes);
       columns[j] = hn::LoadU(d, b + j * lanes);
       keep_in_register(columns[j]);
     }
@@ -195,9 +198,9 @@ HWY_NOINLINE void rows_range(const Product<T>& product, int64_t begin, int64_t e
   constexpr int64_t kVectors = std::min<int64_t>(kMost, 8);
   const auto lanes = static_cast<int64_t>(hn::Lanes(hn::ScalableTag<T>()));
   int64_t j = begin;
-  int64_t ahead[kRequests<kM>];
+  int64_t ahead[kColumnsRequests<kM>];
   const auto look_ahead = [&] {  // behind the last column comes the next block of rows
-    for (int64_t i = 0; i < kRequests<kM>; ++i) {
+    for (int64_t i = 0; i < kColumnsRequests<kM>; ++i) {
       const int64_t column = j - begin + kColumnsAhead[i] / kM, width = end - begin;
       ahead[i] = column / width * kBlockK<kM> * product.ldb + column % width - (j - begin);
     }
