@@ -17,6 +17,26 @@ void add_size_options(CLI::App& app, models::BertConfig& model) {
   app.add_option("--vocab", model.vocabulary, "vocabulary size")->check(count)->capture_default_str();
 }
 
+void add_decoder_options(CLI::App& app, DecoderOptions& options, models::BertConfig& model) {
+  app.add_option("--norm", options.norm, "LayerNorm before each block (pre) or after it (post)")
+      ->check(CLI::IsMember({"pre", "post"}))
+      ->capture_default_str();
+  app.add_option("--positions", options.positions, "sinusoidal (fixed) or learned")
+      ->check(CLI::IsMember({"sinusoidal", "learned"}))
+      ->capture_default_str();
+  app.add_option("--deviation", model.initializer_deviation, "of weights and tables at first")
+      ->check(positive_number())
+      ->capture_default_str();
+  app.add_option("--dropout", model.dropout, "of embeddings and block outputs, while training")
+      ->check(CLI::Range(0.0, 0.9))
+      ->capture_default_str();
+}
+
+void finish_decoder(const DecoderOptions& options, models::BertConfig& model) {
+  model.norm = options.norm == "pre" ? nn::NormPlacement::pre : nn::NormPlacement::post;
+  model.sinusoidal = options.positions == "sinusoidal";
+}
+
 void finish_model(models::BertConfig& model, const std::string& dtype, const std::string& device) {
   model.dropout = model.attention_dropout = 0;
   try {

@@ -19,6 +19,17 @@ inline constexpr const char* kAttentionHelp =
 /// --layers, --hidden, --heads, --intermediate and --vocab.
 void add_size_options(CLI::App& app, models::BertConfig& model);
 
+/// How a decoder that is trained is built, as the command line names it.
+struct DecoderOptions {
+  std::string norm = "pre";
+  std::string positions = "sinusoidal";
+};
+
+/// --norm, --positions, --deviation and --dropout.
+void add_decoder_options(CLI::App& app, DecoderOptions& options, models::BertConfig& model);
+/// Puts the options into the model.
+void finish_decoder(const DecoderOptions& options, models::BertConfig& model);
+
 /// What CLI11 cannot check: a model of dropout 0 gets dtype and device by their names. Throws UsageError for
 /// a device that is not one and heads that do not divide hidden, Error for a device that is not there.
 void finish_model(models::BertConfig& model, const std::string& dtype, const std::string& device);

@@ -5,7 +5,6 @@
 
 #include <map>
 #include <memory>
-#include <set>
 #include <string>
 
 #include "tools/experiments/forecast_trial.h"
@@ -92,13 +91,6 @@ std::vector<models::CalendarMark> parse_marks(const std::vector<std::string>& na
   if (names == std::vector<std::string>{"none"}) return marks;
   for (const std::string& name : names) marks.push_back(models::parse_calendar_mark(name));
   return marks;
-}
-
-template <class T>
-void check_distinct(const char* option, const std::vector<T>& values) {
-  if (std::set<T>(values.begin(), values.end()).size() != values.size()) {
-    throw UsageError(std::string(option) + ": expected each value once");
-  }
 }
 
 models::ForecasterConfig config_for(const Options& options, const std::string& attention, int64_t horizon) {

@@ -10,14 +10,14 @@
 #include "models/config.h"
 #include "tools/console.h"
 #include "tools/lm_training.h"
+#include "tools/model_options.h"
 
 namespace elwise::tools {
 namespace {
 
 struct Options {
   std::string attention = "ea-6";
-  std::string norm = "pre";
-  std::string positions = "sinusoidal";
+  DecoderOptions decoder = {.positions = "sinusoidal"};
   std::string device = "cpu";
   std::string json;
   int threads = num_threads();
@@ -47,18 +47,7 @@ void add_model_options(CLI::App& app, Options& options) {
                  "bytes that the model sees at a time: its positions. Short windows learn faster")
       ->check(count)
       ->capture_default_str();
-  app.add_option("--norm", options.norm, "LayerNorm before each block (pre) or after it (post)")
-      ->check(CLI::IsMember({"pre", "post"}))
-      ->capture_default_str();
-  app.add_option("--positions", options.positions, "sinusoidal (fixed) or learned")
-      ->check(CLI::IsMember({"sinusoidal", "learned"}))
-      ->capture_default_str();
-  app.add_option("--deviation", model.initializer_deviation, "of weights and tables at first")
-      ->check(count)
-      ->capture_default_str();
-  app.add_option("--dropout", model.dropout, "of embeddings and block outputs, while training")
-      ->check(CLI::Range(0.0, 0.9))
-      ->capture_default_str();
+  add_decoder_options(app, options.decoder, model);
 }
 
 void add_options(CLI::App& app, Options& options) {
@@ -128,8 +117,7 @@ void finish(Options& options) {
     throw UsageError(fmt::format("hidden: {} is not divisible by {} heads", model.hidden, model.heads));
   }
   check_available(device);
-  model.norm = options.norm == "pre" ? nn::NormPlacement::pre : nn::NormPlacement::post;
-  model.sinusoidal = options.positions == "sinusoidal";
+  finish_decoder(options.decoder, model);
   model.positions = training.length;
   model = model.for_length(training.length);
   model.options.device = device;

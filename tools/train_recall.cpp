@@ -34,8 +34,7 @@ struct Options {
   std::vector<int64_t> lengths = {64};
   std::vector<int64_t> pairs = {};
   RecallConfig recall = {.vocabulary = 64};
-  std::string norm = "pre";
-  std::string positions = "learned";
+  DecoderOptions decoder = {.positions = "learned"};
   std::optional<double> stop_at;
   RecallTraining training = {.sizes = {},
                              .model = {.vocabulary = 64,
@@ -78,18 +77,7 @@ void add_options(CLI::App& app, Options& options) {
   app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   add_task_options(app, options);
   add_size_options(app, model);
-  app.add_option("--norm", options.norm, "LayerNorm before each block (pre) or after it (post)")
-      ->check(CLI::IsMember({"pre", "post"}))
-      ->capture_default_str();
-  app.add_option("--positions", options.positions, "sinusoidal (fixed) or learned")
-      ->check(CLI::IsMember({"sinusoidal", "learned"}))
-      ->capture_default_str();
-  app.add_option("--deviation", model.initializer_deviation, "of weights and tables at first")
-      ->check(count)
-      ->capture_default_str();
-  app.add_option("--dropout", model.dropout, "of embeddings and block outputs, while training")
-      ->check(CLI::Range(0.0, 0.9))
-      ->capture_default_str();
+  add_decoder_options(app, options.decoder, model);
   app.add_option("--batches", options.training.batches,
                  "batches of new examples in an epoch, after each of which the model is validated")
       ->check(count)
@@ -138,8 +126,7 @@ void finish(Options& options) {
   if (model.hidden % model.heads != 0) {
     throw UsageError(fmt::format("hidden: {} is not divisible by {} heads", model.hidden, model.heads));
   }
-  model.norm = options.norm == "pre" ? nn::NormPlacement::pre : nn::NormPlacement::post;
-  model.sinusoidal = options.positions == "sinusoidal";
+  finish_decoder(options.decoder, model);
   model.causal = true;
   model.token_types = 0;
   model.pooler = false;

@@ -42,6 +42,20 @@ inline std::vector<nlohmann::json> json_lines(const std::filesystem::path& path)
   return result;
 }
 
+/// The lines without what differs from run to run: times and the number of threads.
+inline std::vector<nlohmann::json> lines_without_times(const std::filesystem::path& path) {
+  std::vector<nlohmann::json> lines = json_lines(path);
+  for (nlohmann::json& line : lines) {
+    for (const char* field : {"seconds", "training_seconds", "training_seconds_per_epoch", "threads"})
+      line.erase(field);
+  }
+  return lines;
+}
+
+inline bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
 inline int64_t count_lines(const std::string& text) {
   return std::count(text.begin(), text.end(), '\n');
 }

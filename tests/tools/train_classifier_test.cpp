@@ -47,21 +47,6 @@ struct Files {
   std::string at(const std::string& name) const { return (folder / name).string(); }
 };
 
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
-
-/// Lines without times and the number of threads.
-std::vector<nlohmann::json> lines_of(const std::filesystem::path& path) {
-  auto lines = json_lines(path);
-  for (nlohmann::json& line : lines) {
-    for (const char* field : {"seconds", "training_seconds", "training_seconds_per_epoch", "threads"}) {
-      line.erase(field);
-    }
-  }
-  return lines;
-}
-
 }  // namespace
 
 TEST_CASE("train_classifier learns, with every embedding and pooling, and says how well") {
@@ -116,7 +101,7 @@ TEST_CASE(
   const std::string options =
       files.data + kTiny + "--attention ea-2 --epochs 15 --patience 15 --seeds 5,6 --threads 1 ";
   REQUIRE(train(options + "--json " + files.at("whole")).status == 0);
-  const auto whole = lines_of(files.at("whole"));
+  const auto whole = lines_without_times(files.at("whole"));
   CHECK(whole.size() == 32);
   const std::pair<int, std::string> kills[] = {
       {0, "KILL"}, {1, "KILL"}, {13, "KILL"}, {21, "KILL"}, {6, "INT"}};
@@ -132,7 +117,7 @@ TEST_CASE(
     CHECK_MESSAGE(killed.status == (signal == "KILL" ? 128 + 9 : 130), killed.output);
     const Run resumed = train(saved + " --resume --threads 2");
     CHECK_MESSAGE(resumed.status == 0, resumed.output);
-    CHECK(lines_of(files.at(name + ".json")) == whole);
+    CHECK(lines_without_times(files.at(name + ".json")) == whole);
   }
 }
 

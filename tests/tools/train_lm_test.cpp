@@ -50,10 +50,6 @@ std::map<std::string, Values> checkpoint_values(const std::filesystem::path& fol
   return result;
 }
 
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
-
 }  // namespace
 
 TEST_CASE("training lowers the held-out bits per byte, with every mechanism, and says so") {

@@ -32,21 +32,6 @@ const std::string kTiny =
     "20 "
     "--test 30 ";
 
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
-
-/// Without what differs from run to run: times.
-std::vector<nlohmann::json> lines_without_times(const std::filesystem::path& path) {
-  auto lines = json_lines(path);
-  for (nlohmann::json& line : lines) {
-    for (const char* field : {"seconds", "training_seconds", "training_seconds_per_epoch", "threads"}) {
-      line.erase(field);
-    }
-  }
-  return lines;
-}
-
 }  // namespace
 
 TEST_CASE("recall_score: the share of most probable answers, and their mean cross entropy") {

@@ -75,15 +75,6 @@ bool is_date_column(std::string_view name) {
                     [](char a, char b) { return (a >= 'A' && a <= 'Z' ? a - 'A' + 'a' : a) == b; });
 }
 
-/// A field for a message: a damaged file's may be long, or no text.
-std::string shown(std::string_view field) {
-  constexpr size_t kLongest = 40;
-  std::string result(field.substr(0, kLongest));
-  std::replace_if(
-      result.begin(), result.end(), [](unsigned char c) { return c < ' ' || c >= 0x7F; }, '?');
-  return "'" + result + (field.size() > kLongest ? "..'" : "'");
-}
-
 }  // namespace
 
 CalendarTime parse_calendar_time(std::string_view text) {

@@ -4,6 +4,14 @@
 
 namespace elwise::tools {
 
+std::string shown(std::string_view text) {
+  constexpr size_t kLongest = 40;
+  std::string result(text.substr(0, kLongest));
+  std::replace_if(
+      result.begin(), result.end(), [](unsigned char c) { return c < ' ' || c >= 0x7F; }, '?');
+  return "'" + result + (text.size() > kLongest ? "..'" : "'");
+}
+
 bool LineReader::next(std::string_view& line) {
   constexpr int64_t kBlock = 1 << 18;
   size_t end = buffer_.find('\n', begin_);

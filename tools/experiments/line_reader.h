@@ -7,6 +7,9 @@
 
 namespace elwise::tools {
 
+/// Text in quotes for an error message: a damaged file's may be long, or no text.
+std::string shown(std::string_view text);
+
 /// The lines of a text file, one at a time, whatever their lengths; of the file only a block is in memory.
 class LineReader {
  public:

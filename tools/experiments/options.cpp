@@ -1,7 +1,5 @@
 #include "tools/experiments/options.h"
 
-#include <algorithm>
-
 #include "core/parallel.h"
 #include "tools/model_options.h"
 
@@ -39,14 +37,6 @@ void add_training_options(CLI::App& app, TrainingOptions& training) {
                  "epochs without a better validation score after which a run ends")
       ->check(count)
       ->capture_default_str();
-}
-
-template <class T>
-void check_distinct(const char* option, std::vector<T> values) {
-  std::sort(values.begin(), values.end());
-  if (std::adjacent_find(values.begin(), values.end()) != values.end()) {
-    throw UsageError(std::string(option) + ": expected each value once");
-  }
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -53,5 +54,14 @@ void add_experiment_options(CLI::App& app, ExperimentOptions& options);
 /// Checks what CLI11 cannot and sets the number of threads. Throws UsageError, or Error for a device that is
 /// not there.
 void finish_experiment_options(ExperimentOptions& options);
+
+/// Throws UsageError where a list names a value twice.
+template <class T>
+void check_distinct(const char* option, std::vector<T> values) {
+  std::sort(values.begin(), values.end());
+  if (std::adjacent_find(values.begin(), values.end()) != values.end()) {
+    throw UsageError(std::string(option) + ": expected each value once");
+  }
+}
 
 }  // namespace elwise::tools

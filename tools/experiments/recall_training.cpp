@@ -1,10 +1,13 @@
 #include "tools/experiments/recall_training.h"
 
 #include <algorithm>
+#include <functional>
+#include <numeric>
 
 #include "autograd/grad_mode.h"
 #include "models/config.h"
 #include "ops/loss.h"
+#include "ops/reduce.h"
 #include "ops/view.h"
 
 namespace elwise::tools {
@@ -28,17 +31,12 @@ models::BertConfig model_for(const RecallTraining& training, const RecallConfig&
   return config;
 }
 
-/// The number of answers that are the most probable tokens. logits [rows, vocabulary].
-int64_t right_answers(const Tensor& logits, const std::vector<int64_t>& targets) {
-  const std::vector<float> scores = on_host(logits).to_vector<float>();
-  const int64_t vocabulary = logits.size(1);
-  int64_t right = 0;
-  for (size_t row = 0; row < targets.size(); ++row) {
-    if (targets[row] == models::kNoTarget) continue;
-    const auto begin = scores.begin() + static_cast<int64_t>(row) * vocabulary;
-    right += std::max_element(begin, begin + vocabulary) - begin == targets[row] ? 1 : 0;
-  }
-  return right;
+/// The number of answers that are the most probable tokens: kNoTarget is none. logits [rows, vocabulary],
+/// targets [rows].
+int64_t right_answers(const Tensor& logits, const Tensor& targets) {
+  const auto predicted = argmax(logits, 1).to_vector<int64_t>(), expected = targets.to_vector<int64_t>();
+  return std::inner_product(predicted.begin(), predicted.end(), expected.begin(), int64_t{0}, std::plus(),
+                            std::equal_to());
 }
 
 class RecallTrial : public Trial {
@@ -103,7 +101,7 @@ RecallScore recall_score(const models::Decoder& model, const RecallConfig& task,
     const Tensor targets = reshape(examples.targets, {-1});
     // Every sequence asks for as many answers, so that means over batches weigh by their rows.
     score.loss += cross_entropy(logits, targets, models::kNoTarget).item() * static_cast<double>(rows);
-    score.accuracy += static_cast<double>(right_answers(logits, on_host(targets).to_vector<int64_t>()));
+    score.accuracy += static_cast<double>(right_answers(logits, targets));
   }
   score.loss /= static_cast<double>(count);
   score.accuracy /= static_cast<double>(count * task.pairs);

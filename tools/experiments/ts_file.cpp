@@ -38,16 +38,6 @@ std::string lower(std::string_view text) {
   return result;
 }
 
-/// Text for an error message: long or unprintable ones would hide it.
-std::string shown(std::string_view text) {
-  constexpr size_t kLongest = 24;
-  std::string result(text.substr(0, kLongest));
-  for (char& c : result) {
-    if (c < ' ' || c > '~') c = '?';
-  }
-  return "'" + result + (text.size() > kLongest ? "..'" : "'");
-}
-
 /// The words of a line; a quoted one may hold spaces.
 std::vector<std::string> words_of(std::string_view text) {
   std::vector<std::string> words;
