@@ -163,6 +163,19 @@ TEST_CASE("a run that was killed at any step goes on from its last whole epoch b
                        Error);
 }
 
+TEST_CASE("--clip bounds the gradients' norm, and 0 leaves them as they are") {
+  const TemporaryFolder folder;
+  ExperimentOptions options = quiet_options(folder, "json");
+  std::vector<double> weights;
+  for (const double clip : {0.0, 1e30, 1e-12}) {
+    options.training.clip = clip;
+    CHECK(run_experiment(options, line_experiment(kScores)) == kExitOk);
+    weights.push_back(json_lines(folder / "json").back()["test_weight"]);
+  }
+  CHECK(weights[0] == weights[1]);
+  CHECK(weights[0] != weights[2]);
+}
+
 TEST_CASE("a run whose loss is not finite ends there, says so, and the next one begins") {
   const TemporaryFolder folder;
   ExperimentOptions options = quiet_options(folder, "json");

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <optional>
 
 #include "autograd/grad_mode.h"
@@ -149,7 +150,8 @@ TrialRun::EpochEnd TrialRun::train_epoch(const InterruptFlag& interrupt, double&
     if (!std::isfinite(value)) return EpochEnd::diverged;
     sum += value;
     loss.backward();
-    if (!std::isfinite(nn::clip_gradient_norm(model, training_.clip))) return EpochEnd::diverged;
+    const double most = training_.clip > 0 ? training_.clip : std::numeric_limits<double>::infinity();
+    if (!std::isfinite(nn::clip_gradient_norm(model, most))) return EpochEnd::diverged;
     optimizer_->step();
     if (batch == 0) set_num_threads(threads_for(cost_totals().flops - flops_before, options_.threads));
     progress_.show(batch + 1, batches, text);

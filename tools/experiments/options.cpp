@@ -26,8 +26,8 @@ void add_training_options(CLI::App& app, TrainingOptions& training) {
                  "of the optimizer: decoupled in adamw, added to the gradient in adam and radam")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  app.add_option("--clip", training.clip, "largest joint norm of the gradients")
-      ->check(count)
+  app.add_option("--clip", training.clip, "largest joint norm of the gradients; 0: any, nothing is clipped")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--batch", training.batch, "examples in a step")->check(count)->capture_default_str();
   app.add_option("--epochs", training.epochs, "passes over the training data, at most")
