@@ -165,6 +165,10 @@ void load_checkpoint(const std::filesystem::path& folder, const Module& module, 
   generator.set_state(index.random);
 }
 
+int64_t checkpoint_step(const std::filesystem::path& folder) {
+  return read_index(folder).step;
+}
+
 void load_checkpoint(const std::filesystem::path& folder, const Module& module) {
   const std::filesystem::path file = folder / read_index(folder).file;
   load_parameters(module, model_of(load_safetensors(file), file, module));

@@ -163,6 +163,41 @@ TEST_CASE("a run that was killed at any step goes on from its last whole epoch b
                        Error);
 }
 
+TEST_CASE("a run that was stopped goes on with more epochs where they do not change the learning rate") {
+  const TemporaryFolder folder;
+  ExperimentOptions options = quiet_options(folder, "whole");
+  options.training.patience = 9;
+  options.training.schedule = "constant";
+  const Experiment experiment = line_experiment(kScores);
+  run_experiment(options, experiment);
+  const auto stop_at = [&](int64_t step, const char* name) {
+    options.checkpoint = folder / name;
+    options.json = folder / "pieces";
+    options.resume = false;
+    options.training.epochs = 5;
+    step_count = 0;
+    killed_at = step;
+    if (step >= 0) CHECK_THROWS_AS(run_experiment(options, experiment), Killed);
+    if (step < 0) CHECK(run_experiment(options, experiment) == kExitOk);
+    killed_at = -1;
+    options.resume = true;
+    options.training.epochs = 9;
+  };
+  stop_at(11, "constant");
+  CHECK(run_experiment(options, experiment) == kExitOk);
+  CHECK(lines_of(folder / "pieces") == lines_of(folder / "whole"));
+  const auto refused = [&](const std::string& message) {
+    CHECK_THROWS_WITH_AS(run_experiment(options, experiment), doctest::Contains(message.c_str()), Error);
+  };
+  options.training.epochs = 4;
+  refused("is of a run with max_epochs 9, the options give 4");
+  stop_at(-1, "finished");
+  refused("is finished after its 5 epochs and kept its best parameters alone: for 9 begin in another folder");
+  options.training.warmup = 0.1;
+  stop_at(11, "warmup");
+  refused("is of a run with max_epochs 5, the options give 9");
+}
+
 TEST_CASE("--clip bounds the gradients' norm, and 0 leaves them as they are") {
   const TemporaryFolder folder;
   ExperimentOptions options = quiet_options(folder, "json");
