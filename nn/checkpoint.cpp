@@ -83,6 +83,7 @@ std::string checksum_of(nlohmann::json index) {
 Index read_index(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / kIndexFile;
   const nlohmann::json index = nlohmann::json::parse(read_file(path), nullptr, /*allow_exceptions=*/false);
+  ELWISE_CHECK(!index.is_discarded(), "checkpoint: ", path.string(), " is damaged: it is not JSON");
   try {
     const nlohmann::json& random = index.at("random");
     ELWISE_CHECK(index.at(kChecksumKey).get<std::string>() == checksum_of(index),
