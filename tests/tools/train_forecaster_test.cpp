@@ -139,6 +139,14 @@ TEST_CASE("figures: learning curves, and forecasts against the truth") {
   check_figure(files.at("figures"), "learning-curves", {"ea-2", "none", "validation rmse"});
   check_figure(files.at("figures"), "forecast-3",
                {"truth", "ea-2, seed 0", "none, seed 0", "test rows, each forecast 3 rows before", "OT"});
+  CHECK(
+      train(files.data + kTiny + "--attention ea-2 --horizon 1 --quiet --plot " + files.at("both")).status ==
+      0);
+  for (const std::string horizon : {"1", "3"}) {
+    check_figure(files.at("both"), "learning-curves-horizon-" + horizon, {"horizon " + horizon, "ea-2"});
+    check_figure(files.at("both"), "forecast-" + horizon, {"truth"});
+  }
+  CHECK_FALSE(std::filesystem::exists(files.at("both/learning-curves.png")));
   const auto damaged = files.folder.write("damaged.json", R"({"attention":"sa","shown":{"steps_ahead":3}})");
   const Run refused = run_command("python3 " ELWISE_SOURCE_DIR "/tools/plot_experiment.py " +
                                   damaged.string() + " --out " + files.at("none"));
