@@ -246,6 +246,20 @@ TEST_CASE("the table: conditions, baselines, mean and standard deviation over se
         "none           64     1          0.10      -         2.0            -\n"
         "chance        128     1             -    7.0           -            -\n"
         "sa            128     1          0.75      -         2.0            -\n");
+  experiment.conditions_in_columns = true;
+  CHECK(summary_table(experiment, results) ==
+        "accuracy for length             64   128\n"
+        "sa                   0.60 +- 0.14  0.75\n"
+        "none                         0.10     -\n"
+        "chance                          -     -\n");
+  experiment.conditions.push_back({{"length", 256}});
+  experiment.conditions.push_back({{"length", 512}});
+  CHECK(summary_table(experiment, {line(64, "sa", 0.5), line(512, "sa", 0.25)}) ==
+        "accuracy for length    sa\n"
+        "64                   0.50\n"
+        "128                     -\n"
+        "256                     -\n"
+        "512                  0.25\n");
 }
 
 }  // namespace elwise::tools

@@ -72,7 +72,7 @@ struct Experiment {
   /// their condition and those of the metrics.
   std::vector<nlohmann::ordered_json> baselines = {};
   std::vector<Metric> metrics = {};
-  /// The table: a row for each attention and a column for each condition, of the first metric alone.
+  /// The table: attentions against conditions, of the first metric alone.
   bool conditions_in_columns = false;
   std::string plot_script = "plot_experiment.py";
   /// Makes a run whose parameters are drawn from default_generator(), seeded with the run's seed.
