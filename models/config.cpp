@@ -62,6 +62,7 @@ void save_config(const std::filesystem::path& folder, const BertConfig& config) 
 BertConfig load_config(const std::filesystem::path& folder, Device device) {
   const std::filesystem::path path = folder / kFile;
   const nlohmann::json json = nlohmann::json::parse(read_file(path), nullptr, /*allow_exceptions=*/false);
+  ELWISE_CHECK(!json.is_discarded(), "config: ", path.string(), " is damaged: it is not JSON");
   BertConfig config;
   try {
     for_each_field(config, [&](const char* name, auto& field) { json.at(name).get_to(field); });

@@ -83,6 +83,7 @@ std::string checksum_of(nlohmann::json index) {
 Index read_index(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / kIndexFile;
   const nlohmann::json index = nlohmann::json::parse(read_file(path), nullptr, /*allow_exceptions=*/false);
+  ELWISE_CHECK(!index.is_discarded(), "checkpoint: ", path.string(), " is damaged: it is not JSON");
   try {
     const nlohmann::json& random = index.at("random");
     ELWISE_CHECK(index.at(kChecksumKey).get<std::string>() == checksum_of(index),
@@ -163,6 +164,10 @@ void load_checkpoint(const std::filesystem::path& folder, const Module& module, 
   load_parameters(module, model_tensors);
   optimizer.set_learning_rate(index.learning_rate);
   generator.set_state(index.random);
+}
+
+int64_t checkpoint_step(const std::filesystem::path& folder) {
+  return read_index(folder).step;
 }
 
 void load_checkpoint(const std::filesystem::path& folder, const Module& module) {

@@ -36,6 +36,10 @@ void save_checkpoint(const std::filesystem::path& folder, const Module& module, 
 void load_checkpoint(const std::filesystem::path& folder, const Module& module, Optimizer& optimizer,
                      Generator& generator = default_generator());
 
+/// The optimizer's steps when save_checkpoint wrote into `folder`, for what is kept beside it. Throws Error
+/// for a missing or damaged checkpoint.json.
+int64_t checkpoint_step(const std::filesystem::path& folder);
+
 /// Restores the parameters alone, for inference. Throws Error as above.
 void load_checkpoint(const std::filesystem::path& folder, const Module& module);
 

@@ -16,7 +16,7 @@ APT_PYTHON = "/usr/bin/python3"  # the one for which apt installs python3-matplo
 # Okabe and Ito's colours, which the colour-blind can tell apart, then Tol's. Fixed, so that all panels agree.
 COLORS = {"sa": "#D55E00", "ea": "#009E73", "ea-2": "#56B4E9", "ea-6": "#0072B2", "ea-4": "#CC79A7", "ea-0": "#DDCC77",
           "ea-8": "#E69F00", "la": "#000000", "aft": "#882255", "none": "#888888", "sa-tiled": "#661100"}
-MARKERS = {"sa": "s", "sa-tiled": "p", "ea": "^", "ea-2": "o", "ea-6": "D", "none": "v"}
+MARKERS = {"sa": "s", "sa-tiled": "p", "ea": "^", "ea-2": "o", "ea-6": "D", "la": "X", "aft": "<", "none": "v"}
 OTHER_COLORS = ["#332288", "#999933", "#AA4499", "#44AA99", "#117733"]
 
 

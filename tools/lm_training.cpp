@@ -103,7 +103,7 @@ void LmRun::step() {
   const double value = loss.item();
   ELWISE_CHECK(std::isfinite(value), "training: the loss of step ", optimizer_.steps() + 1, " is ", value);
   loss.backward();
-  nn::clip_gradient_norm(model_, training_.clip);
+  if (training_.clip > 0) nn::clip_gradient_norm(model_, training_.clip);
   optimizer_.step();
   loss_sum_ += value;
   ++loss_count_;

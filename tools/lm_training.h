@@ -19,7 +19,7 @@ struct LmTraining {
   double learning_rate = 3e-3;
   double warmup = 0.02;  // share of the run
   double weight_decay = 0.01;
-  double clip = 1;
+  double clip = 1;                        // largest joint norm of the gradients; 0: any
   int64_t validate_every = 500;           // steps
   std::filesystem::path checkpoint = {};  // a folder, or none
   bool resume = false;

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Draws what train_classifier and its sisters found: plot_experiment.py FILE... --out DIR writes learning-curves
-(loss and validation score of each epoch, a thin line per run, the mean over runs thick), where the runs tell which
-classes they took for which, confusion-ATTENTION, and where they show forecasts, forecast-HORIZON, each as PNG and SVG.
+(loss and validation score of each epoch, a thin line per run, the mean over runs thick; of runs under several
+conditions one for each, learning-curves-horizon-6), where the runs tell which classes they took for which,
+confusion-ATTENTION, and where they show forecasts, forecast-HORIZON, each as PNG and SVG.
 
 The files hold one JSON object per line: of epochs ("epoch") and of finished runs ("epochs"). Prints the files that it
 wrote. Exits 2 for bad usage, 1 for a failure.
@@ -15,6 +16,7 @@ from typing import Any
 
 from figures import PlotError, color_of, run
 
+CONDITIONS = ("horizon", "length", "pairs")  # what runs of one experiment may differ in, beside attention and seed
 FEW_CLASSES = 20  # whose cells have room for a number
 
 
@@ -85,7 +87,16 @@ def mean_curve(runs: list[dict[int, float]]) -> tuple[list[int], list[float]]:
     return list(means), list(means.values())
 
 
-def draw_learning_curves(pyplot: Any, epochs: list[dict[str, Any]]) -> Any:
+def by_condition(epochs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The lines of each condition, under its name: "length 64, pairs 4"; "" where there is but one."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for line in epochs:
+        name = ", ".join(f"{field} {line[field]}" for field in CONDITIONS if field in line)
+        groups.setdefault(name, []).append(line)
+    return groups if len(groups) > 1 else {"": epochs}
+
+
+def draw_learning_curves(pyplot: Any, epochs: list[dict[str, Any]], condition: str) -> Any:
     fields = curve_fields(epochs)
     figure, all_axes = pyplot.subplots(1, len(fields), figsize=(5.5 * len(fields), 4.5), layout="constrained",
                                        squeeze=False)
@@ -95,14 +106,18 @@ def draw_learning_curves(pyplot: Any, epochs: list[dict[str, Any]]) -> Any:
             for run in runs:
                 axes.plot(list(run), list(run.values()), color=color, linewidth=0.7, alpha=0.35, zorder=2)
             count = f" ({len(runs)} runs)" if len(runs) > 1 else ""
-            axes.plot(*mean_curve(runs), color=color, linewidth=2.2, label=attention + count, zorder=3)
+            mean = mean_curve(runs)
+            axes.plot(*mean, color=color, linewidth=2.2, marker="o" if len(mean[0]) == 1 else None,
+                      label=attention + count, zorder=3)
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_title(words(field), loc="left", fontweight="bold")
         if field.endswith("_loss"):
             axes.set_yscale("log")
         axes.grid(True, color="#E5E5E5", linewidth=0.8, zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
     all_axes[0][-1].legend(frameon=False)
+    figure.suptitle(condition, fontsize=11)
     return figure
 
 
@@ -155,7 +170,9 @@ def draw_forecast(pyplot: Any, lines: list[dict[str, Any]]) -> Any:
 def figures_of(pyplot: Any, lines: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
     epochs = [line for line in lines if "epoch" in line]
     if curve_fields(epochs):
-        yield "learning-curves", draw_learning_curves(pyplot, epochs)
+        for condition, own in by_condition(epochs).items():
+            words_of = condition.replace(",", "").split()
+            yield "-".join(["learning-curves", *words_of]), draw_learning_curves(pyplot, own, condition)
     confused: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         if line.get("confusion") is not None:

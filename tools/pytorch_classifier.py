@@ -156,7 +156,7 @@ def train(options: argparse.Namespace, attention: str) -> dict[str, Any]:
             loss = F.cross_entropy(model(x[batch], mask[batch]), y[batch])
             loss.item()  # as Elwise, which checks that it is finite
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+            nn.utils.clip_grad_norm_(model.parameters(), options.clip or math.inf)
             optimizer.step()
         seconds.append(time.perf_counter() - start)
         model.eval()

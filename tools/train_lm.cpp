@@ -73,8 +73,8 @@ void add_options(CLI::App& app, Options& options) {
   app.add_option("--weight-decay", training.weight_decay, "of AdamW")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  app.add_option("--clip", training.clip, "largest joint norm of the gradients")
-      ->check(count)
+  app.add_option("--clip", training.clip, "largest joint norm of the gradients; 0: any, nothing is clipped")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--validate-every", training.validate_every,
                  "steps between validations, on an eighth of what is held out, and checkpoints; all of it "

@@ -88,6 +88,7 @@ TEST_CASE("a checkpoint is two files, and a later one takes the place of the old
   training.steps(2);
   save_checkpoint(folder.path(), training.encoder, training.optimizer);
   CHECK(names_in(folder) == std::vector<std::string>{"checkpoint.json", "runs", "step-3.safetensors"});
+  CHECK(checkpoint_step(folder.path()) == 3);
   Training other;
   load_checkpoint(folder.path(), other.encoder, other.optimizer);
   CHECK(other.values() == training.values());

@@ -163,6 +163,54 @@ TEST_CASE("a run that was killed at any step goes on from its last whole epoch b
                        Error);
 }
 
+TEST_CASE("a run that was stopped goes on with more epochs where they do not change the learning rate") {
+  const TemporaryFolder folder;
+  ExperimentOptions options = quiet_options(folder, "whole");
+  options.training.patience = 9;
+  options.training.schedule = "constant";
+  const Experiment experiment = line_experiment(kScores);
+  run_experiment(options, experiment);
+  const auto stop_at = [&](int64_t step, const char* name) {
+    options.checkpoint = folder / name;
+    options.json = folder / "pieces";
+    options.resume = false;
+    options.training.epochs = 5;
+    step_count = 0;
+    killed_at = step;
+    if (step >= 0) CHECK_THROWS_AS(run_experiment(options, experiment), Killed);
+    if (step < 0) CHECK(run_experiment(options, experiment) == kExitOk);
+    killed_at = -1;
+    options.resume = true;
+    options.training.epochs = 9;
+  };
+  stop_at(11, "constant");
+  CHECK(run_experiment(options, experiment) == kExitOk);
+  CHECK(lines_of(folder / "pieces") == lines_of(folder / "whole"));
+  const auto refused = [&](const std::string& message) {
+    CHECK_THROWS_WITH_AS(run_experiment(options, experiment), doctest::Contains(message.c_str()), Error);
+  };
+  options.training.epochs = 4;
+  refused("is of a run with max_epochs 9, the options give 4");
+  stop_at(-1, "finished");
+  refused("is finished after its 5 epochs and kept its best parameters alone: for 9 begin in another folder");
+  options.training.warmup = 0.1;
+  stop_at(11, "warmup");
+  refused("is of a run with max_epochs 5, the options give 9");
+}
+
+TEST_CASE("--clip bounds the gradients' norm, and 0 leaves them as they are") {
+  const TemporaryFolder folder;
+  ExperimentOptions options = quiet_options(folder, "json");
+  std::vector<double> weights;
+  for (const double clip : {0.0, 1e30, 1e-12}) {
+    options.training.clip = clip;
+    CHECK(run_experiment(options, line_experiment(kScores)) == kExitOk);
+    weights.push_back(json_lines(folder / "json").back()["test_weight"]);
+  }
+  CHECK(weights[0] == weights[1]);
+  CHECK(weights[0] != weights[2]);
+}
+
 TEST_CASE("a run whose loss is not finite ends there, says so, and the next one begins") {
   const TemporaryFolder folder;
   ExperimentOptions options = quiet_options(folder, "json");
@@ -198,6 +246,20 @@ TEST_CASE("the table: conditions, baselines, mean and standard deviation over se
         "none           64     1          0.10      -         2.0            -\n"
         "chance        128     1             -    7.0           -            -\n"
         "sa            128     1          0.75      -         2.0            -\n");
+  experiment.conditions_in_columns = true;
+  CHECK(summary_table(experiment, results) ==
+        "accuracy for length             64   128\n"
+        "sa                   0.60 +- 0.14  0.75\n"
+        "none                         0.10     -\n"
+        "chance                          -     -\n");
+  experiment.conditions.push_back({{"length", 256}});
+  experiment.conditions.push_back({{"length", 512}});
+  CHECK(summary_table(experiment, {line(64, "sa", 0.5), line(512, "sa", 0.25)}) ==
+        "accuracy for length    sa\n"
+        "64                   0.50\n"
+        "128                     -\n"
+        "256                     -\n"
+        "512                  0.25\n");
 }
 
 }  // namespace elwise::tools

@@ -162,6 +162,7 @@ TEST_CASE("train_classifier: bad input is one line, exit 2 for usage and 1 for a
       {files.data + tiny + "--pooling max", 2, "--pooling"},
       {files.data + tiny + "--validation none", 2, "--validation"},
       {files.data + tiny + "--epochs 0", 2, "--epochs: expected a number above 0"},
+      {files.data + tiny + "--clip -1", 2, "--clip"},
       {files.data + tiny + "--projection-scale 0", 2, "--projection-scale"},
       {files.data + tiny + "--device meta", 2, "nothing is trained on meta"},
       {files.data + tiny + "--resume", 2, "resume: expected --checkpoint beside it"},

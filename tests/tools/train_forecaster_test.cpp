@@ -116,14 +116,18 @@ TEST_CASE("a killed run that is resumed ends with the same numbers; a finished o
       run_command(kProgram + pieces + "& program=$!\n" + "while [ ! -e " + files.at("pieces") +
                   "/*/checkpoint.json ]; do sleep 0.01; done\n" + "kill -KILL $program\nwait $program");
   CHECK_MESSAGE(killed.status == 137, killed.output);
+  const auto check_other_settings_refused = [&] {
+    const Run other = train(pieces + "--resume --hidden 32");
+    CHECK(other.status == 1);
+    CHECK_MESSAGE(contains(other.output, "is of a run with hidden 16, the options give 32"), other.output);
+  };
+  check_other_settings_refused();
   const Run resumed = train(pieces + "--resume --threads 2 --json " + files.at("resumed.json"));
   CHECK_MESSAGE(resumed.status == 0, resumed.output);
   CHECK(lines_without_times(files.at("resumed.json")) == lines_without_times(files.at("whole.json")));
   const Run again = train(pieces + "--resume --json " + files.at("again.json"));
   CHECK(json_lines(files.at("again.json")) == json_lines(files.at("resumed.json")));
-  const Run other = train(pieces + "--resume --hidden 32");
-  CHECK(other.status == 1);
-  CHECK_MESSAGE(contains(other.output, "is of a run with hidden 16, the options give 32"), other.output);
+  check_other_settings_refused();
 }
 
 TEST_CASE("figures: learning curves, and forecasts against the truth") {
@@ -135,6 +139,14 @@ TEST_CASE("figures: learning curves, and forecasts against the truth") {
   check_figure(files.at("figures"), "learning-curves", {"ea-2", "none", "validation rmse"});
   check_figure(files.at("figures"), "forecast-3",
                {"truth", "ea-2, seed 0", "none, seed 0", "test rows, each forecast 3 rows before", "OT"});
+  CHECK(
+      train(files.data + kTiny + "--attention ea-2 --horizon 1 --quiet --plot " + files.at("both")).status ==
+      0);
+  for (const std::string horizon : {"1", "3"}) {
+    check_figure(files.at("both"), "learning-curves-horizon-" + horizon, {"horizon " + horizon, "ea-2"});
+    check_figure(files.at("both"), "forecast-" + horizon, {"truth"});
+  }
+  CHECK_FALSE(std::filesystem::exists(files.at("both/learning-curves.png")));
   const auto damaged = files.folder.write("damaged.json", R"({"attention":"sa","shown":{"steps_ahead":3}})");
   const Run refused = run_command("python3 " ELWISE_SOURCE_DIR "/tools/plot_experiment.py " +
                                   damaged.string() + " --out " + files.at("none"));

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <regex>
 #include <string>
 
 #include "autograd/grad_mode.h"
@@ -87,7 +88,7 @@ TEST_CASE("softmax attention solves a short induction task; without attention it
   CHECK_MESSAGE(result.status == 0, result.output);
   std::map<std::string, nlohmann::json> results;
   for (const nlohmann::json& line : json_lines(json)) {
-    if (line.contains("test_accuracy")) results[line["attention"]] = line;
+    if (line.contains("epochs")) results[line["attention"]] = line;
   }
   REQUIRE(results.size() == 2);
   CHECK(results["sa"]["test_accuracy"] > 0.97);
@@ -110,8 +111,14 @@ TEST_CASE("every attention, length and number of pairs: a JSON line an epoch and
   CHECK_MESSAGE(result.status == 0, result.output);
   CHECK_MESSAGE(contains(result.output, "left out: recall: mqar of 3 pairs needs a length of 12, got 8"),
                 result.output);
-  const auto lines = json_lines(json);
-  REQUIRE(lines.size() == 3 * 8 * 2 * 3);  // conditions, attentions, seeds, lines
+  auto lines = json_lines(json);
+  REQUIRE(lines.size() == 3 * 2 + 3 * 8 * 2 * 3);  // guesses; conditions, attentions, seeds, lines
+  CHECK(lines[0]["attention"] == "a guess among all values");
+  CHECK(lines[0]["test_accuracy"] == 1.0 / 6);
+  CHECK(lines[5]["attention"] == "a guess among the values seen");
+  CHECK(lines[5]["pairs"] == 3);
+  CHECK(lines[5]["test_accuracy"] == 1.0 / 3);
+  lines.erase(lines.begin(), lines.begin() + 6);
   for (size_t i = 0; i < lines.size(); ++i) {
     const bool last = i % 3 == 2;
     std::vector<const char*> fields = {"attention", "length", "pairs", "seed", "seconds"};
@@ -125,7 +132,7 @@ TEST_CASE("every attention, length and number of pairs: a JSON line an epoch and
     if (!last) CHECK(lines[i]["epoch"] == i % 3 + 1);
   }
   const std::string table = result.output.substr(result.output.find("test accuracy for length, pairs"));
-  CHECK(count_lines(table) == 1 + 8);
+  CHECK(count_lines(table) == 1 + 2 + 8);
   for (const char* text : {"8, 2", "16, 2", "16, 3", "sa-tiled", "none", "+-"}) {
     CHECK_MESSAGE(contains(table, text), table);
   }
@@ -167,11 +174,11 @@ TEST_CASE("train_recall --plot draws the accuracies") {
       "--length 8,16 --pairs 1,2 --attention sa,ea-6 --quiet --plot " +
       figures);
   CHECK_MESSAGE(result.status == 0, result.output);
-  check_figure(
-      figures, "recall",
-      {"Multi-query associative recall", "length 8", "length 16", "pairs", "sa", "ea-6", "one guess"});
+  check_figure(figures, "recall",
+               {"Multi-query associative recall", "length 8", "length 16", "pairs", "sa", "ea-6",
+                "a guess among all values", "a guess among the values seen"});
   CHECK(std::filesystem::exists(folder / "figures" / "results.json"));
-  // Against the length where that alone varies, and every kind of bad file.
+  // Against the length where that alone varies, all tasks in one figure, and every kind of bad file.
   const std::string script = "python3 " ELWISE_SOURCE_DIR "/tools/plot_recall.py ";
   const std::string good =
       R"({"attention":"sa","task":"copy","length":8,"pairs":1,"seed":0,"chance":0.5,"test_accuracy":1})";
@@ -182,11 +189,17 @@ TEST_CASE("train_recall --plot draws the accuracies") {
   const std::string out = " --out " + (folder / "lengths").string();
   CHECK(run_command(script + lengths.string() + out).status == 0);
   check_figure(folder / "lengths", "recall", {"Selective copying", "sequence length (tokens)"});
+  const std::string tasks =
+      " " + lengths.string() + " " + (folder / "figures" / "results.json").string() + " --out ";
+  CHECK(run_command(script + tasks + (folder / "tasks").string()).status == 0);
+  check_figure(folder / "tasks", "recall", {"Selective copying", "Multi-query associative recall"});
   const std::pair<std::string, std::string> cases[] = {
       {good + "\n{", "bad.json:2: not JSON"},
       {"[]", "bad.json:1: expected a JSON object"},
+      {good + "\n" + std::regex_replace(good, std::regex("1}"), "0}"),
+       "two results of copy, sa, length 8, pairs 1, seed 0: draw runs with other settings by themselves"},
       {"{}", "nothing to draw"},
-      {R"({"test_accuracy":1,"attention":7})", "bad.json:1: unexpected attention: 7"},
+      {R"({"test_accuracy":1,"seed":0,"attention":7})", "bad.json:1: unexpected attention: 7"},
   };
   for (const auto& [text, message] : cases) {
     const Run run = run_command(script + folder.write("bad.json", text).string() + out);

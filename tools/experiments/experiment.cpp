@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <optional>
 
 #include "autograd/grad_mode.h"
@@ -149,7 +150,8 @@ TrialRun::EpochEnd TrialRun::train_epoch(const InterruptFlag& interrupt, double&
     if (!std::isfinite(value)) return EpochEnd::diverged;
     sum += value;
     loss.backward();
-    if (!std::isfinite(nn::clip_gradient_norm(model, training_.clip))) return EpochEnd::diverged;
+    const double most = training_.clip > 0 ? training_.clip : std::numeric_limits<double>::infinity();
+    if (!std::isfinite(nn::clip_gradient_norm(model, most))) return EpochEnd::diverged;
     optimizer_->step();
     if (batch == 0) set_num_threads(threads_for(cost_totals().flops - flops_before, options_.threads));
     progress_.show(batch + 1, batches, text);
@@ -235,6 +237,11 @@ std::optional<ordered_json> TrialRun::run(const InterruptFlag& interrupt) {
   if (options_.resume) {
     if (const auto finished = saved_.finished(state_.settings)) {
       state_ = *finished;
+      const bool diverged = !state_.lines.back().at("diverged_in_epoch").is_null();
+      ELWISE_CHECK(diverged || !wants_epoch(), "resume: ", run_folder(options_, id_).string(),
+                   " is finished after its ", state_.epochs,
+                   " epochs and kept its best parameters alone: for ", training_.epochs,
+                   " begin in another folder");
       for (const ordered_json& line : state_.lines) json_.write(line);
       report(state_.lines.back());
       return state_.lines.back();
@@ -246,7 +253,9 @@ std::optional<ordered_json> TrialRun::run(const InterruptFlag& interrupt) {
                      AdamOptions{.lr = training_.learning_rate, .weight_decay = training_.weight_decay});
   best_ = copy_parameters(trial_->model());
   if (options_.resume) {
-    state_ = saved_.restore(state_.settings, best_, trial_->model(), *optimizer_).value_or(state_);
+    const ordered_json settings = state_.settings;
+    state_ = saved_.restore(settings, best_, trial_->model(), *optimizer_).value_or(state_);
+    state_.settings = settings;  // which may have more epochs
     for (const ordered_json& line : state_.lines) json_.write(line);
   }
   set_num_threads(1);  // until a step has shown how much work it is

@@ -62,7 +62,8 @@ struct Metric {
 /// What an experiment consists of, beside the options.
 struct Experiment {
   /// All that the results depend on, beside ExperimentOptions::training, the attention, the seed and the
-  /// condition. Written to the runs' last lines; a checkpoint with other settings is refused.
+  /// condition. Written to the runs' last lines; a checkpoint with other settings is refused, but that more
+  /// epochs are fine where the learning rate does not depend on their number.
   nlohmann::ordered_json settings = nlohmann::ordered_json::object();
   /// Each attention and seed is run under each of these: objects of the fields that differ, such as
   /// {"length": 64}, which become columns of the table.
@@ -71,7 +72,7 @@ struct Experiment {
   /// their condition and those of the metrics.
   std::vector<nlohmann::ordered_json> baselines = {};
   std::vector<Metric> metrics = {};
-  /// The table: a row for each attention and a column for each condition, of the first metric alone.
+  /// The table: attentions against conditions, of the first metric alone.
   bool conditions_in_columns = false;
   std::string plot_script = "plot_experiment.py";
   /// Makes a run whose parameters are drawn from default_generator(), seeded with the run's seed.

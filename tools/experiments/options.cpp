@@ -26,8 +26,8 @@ void add_training_options(CLI::App& app, TrainingOptions& training) {
                  "of the optimizer: decoupled in adamw, added to the gradient in adam and radam")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  app.add_option("--clip", training.clip, "largest joint norm of the gradients")
-      ->check(count)
+  app.add_option("--clip", training.clip, "largest joint norm of the gradients; 0: any, nothing is clipped")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--batch", training.batch, "examples in a step")->check(count)->capture_default_str();
   app.add_option("--epochs", training.epochs, "passes over the training data, at most")
@@ -61,8 +61,11 @@ void add_experiment_options(CLI::App& app, ExperimentOptions& options) {
       ->capture_default_str();
   app.add_option("--checkpoint", options.checkpoint,
                  "folder to save the runs to after each epoch, and their best parameters");
-  app.add_flag("--resume", options.resume,
-               "go on from --checkpoint, bit for bit; runs that are finished there are not repeated");
+  app.add_flag(
+      "--resume", options.resume,
+      "go on from --checkpoint, bit for bit; runs that are finished there are not repeated. Other "
+      "attentions and seeds, --threads, --json and --plot are free, and so are more --epochs for a run "
+      "that is not finished, with a constant --schedule and no --warmup");
   app.add_option("--json", options.json,
                  "write one JSON object per epoch and one per run to this file (--resume: those from before, "
                  "too)");

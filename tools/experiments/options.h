@@ -24,7 +24,7 @@ struct TrainingOptions {
   std::string schedule = "constant";  // after the warm-up: constant, or cosine (to 0 at the last of `epochs`)
   double warmup = 0;                  // share of all steps over which the learning rate rises from 0
   double weight_decay = 0;
-  double clip = 4;  // largest joint norm of the gradients
+  double clip = 4;  // largest joint norm of the gradients; 0: any
   int64_t batch = 16;
   int64_t epochs = 100;               // at most
   int64_t patience = 10;              // epochs without a better validation score after which a run ends

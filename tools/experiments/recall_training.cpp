@@ -22,6 +22,23 @@ ordered_json condition_of(const RecallConfig& task) {
   return {{"length", task.length}, {"pairs", task.pairs}};
 }
 
+/// What guessing reaches: among all values and, where it differs, among those that the sequence holds.
+std::vector<ordered_json> guesses(const RecallConfig& task) {
+  const auto line = [&](const char* name, double accuracy) {
+    ordered_json json = {{"attention", name}, {"task", name_of(task.task)}};
+    json.update(condition_of(task));
+    json["test_accuracy"] = accuracy;
+    return json;
+  };
+  const double any = 1.0 / static_cast<double>(possible_answers(task));
+  std::vector<ordered_json> lines = {line("a guess among all values", any)};
+  const double same = 1.0 / static_cast<double>(task.pairs);  // the guess is of the place that is asked for
+  if (task.task == RecallTask::mqar) lines.push_back(line("a guess among the values seen", same));
+  if (task.task == RecallTask::copy)
+    lines.push_back(line("a guess among the values seen", same + (1 - same) * any));
+  return lines;
+}
+
 models::BertConfig model_for(const RecallTraining& training, const RecallConfig& task,
                              const std::string& attention) {
   models::BertConfig config = training.model;
@@ -115,6 +132,7 @@ Experiment recall_experiment(const RecallTraining& training, int64_t batch) {
   for (const RecallConfig& task : training.sizes) {
     check(task);
     experiment.conditions.push_back(condition_of(task));
+    for (const ordered_json& line : guesses(task)) experiment.baselines.push_back(line);
   }
   const RecallConfig& first = training.sizes.front();
   experiment.settings = {{"task", name_of(first.task)}};

@@ -28,9 +28,9 @@ RecallScore recall_score(const models::Decoder& model, const RecallConfig& task,
                          int64_t count, int64_t batch);
 
 /// Conditions are {"length", "pairs"}, the result is test_accuracy (beside test_loss, and chance: the
-/// accuracy of one who guesses among the possible answers). A run with batches of `batch` draws its own
-/// training examples by its seed; all are validated and tested on the same ones. Throws Error for sizes that
-/// check() refuses.
+/// accuracy of one who guesses among the possible answers); the baselines are guesses. A run with batches of
+/// `batch` draws its own training examples by its seed; all are validated and tested on the same ones. Throws
+/// Error for sizes that check() refuses.
 Experiment recall_experiment(const RecallTraining& training, int64_t batch);
 
 }  // namespace elwise::tools

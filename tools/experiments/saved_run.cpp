@@ -38,6 +38,13 @@ std::string text_of(const ordered_json* value) {
   return value == nullptr ? "nothing" : value->dump();
 }
 
+/// Whether a run with the saved settings has come where one with the wanted ones would have: it has when only
+/// the last epoch moves away, as long as the learning rate does not depend on it.
+bool allows_more_epochs(const ordered_json& saved, const ordered_json& wanted) {
+  return saved.value("schedule", "") == "constant" && saved.value("warmup", 1.0) == 0 &&
+         wanted.at("max_epochs") > saved.at("max_epochs");
+}
+
 /// Throws Error that names the first setting in which the two differ.
 void check_settings(const std::filesystem::path& path, const ordered_json& saved,
                     const ordered_json& wanted) {
@@ -46,6 +53,7 @@ void check_settings(const std::filesystem::path& path, const ordered_json& saved
   for (const auto& [name, ignored] : names.items()) {
     const ordered_json* before = saved.contains(name) ? &saved.at(name) : nullptr;
     const ordered_json* now = wanted.contains(name) ? &wanted.at(name) : nullptr;
+    if (name == "max_epochs" && before != nullptr && allows_more_epochs(saved, wanted)) continue;
     ELWISE_CHECK(before != nullptr && now != nullptr && *before == *now, "resume: ", path.string(),
                  " is of a run with ", name, " ", text_of(before), ", the options give ", text_of(now));
   }
@@ -120,8 +128,10 @@ std::optional<RunState> SavedRun::finished(const ordered_json& settings) const {
 std::optional<RunState> SavedRun::restore(const ordered_json& settings, Parameters& best,
                                           const nn::Module& model, nn::Optimizer& optimizer) const {
   if (!exists()) return std::nullopt;
+  // The settings come first: those of another model would be told by the shapes of its parameters.
+  const RunState state = read(run_file(nn::checkpoint_step(folder_)), settings, &best);
   nn::load_checkpoint(folder_, model, optimizer);
-  return read(run_file(optimizer.steps()), settings, &best);
+  return state;
 }
 
 }  // namespace elwise::tools

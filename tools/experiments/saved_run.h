@@ -47,7 +47,8 @@ class SavedRun {
   void finish(const RunState& state, const Parameters& best) const;
 
   /// The state of a finished run; nothing for another. Throws Error for a damaged file and for a run whose
-  /// settings are not `settings`, as restore() does.
+  /// settings are not `settings` (a larger max_epochs aside, if the learning rate does not depend on it), as
+  /// restore() does.
   std::optional<RunState> finished(const nlohmann::ordered_json& settings) const;
 
   /// Puts the model, the optimizer and default_generator() back where save() found them; nothing where

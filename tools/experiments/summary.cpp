@@ -59,17 +59,27 @@ std::string condition_text(const ordered_json& condition, bool names) {
   return text;
 }
 
+using Rows = std::vector<std::vector<std::string>>;
+
+/// `rows`, exchanged with the columns where there are more of these: a terminal is longer than wide.
+Rows upright(const Rows& rows) {
+  if (rows.size() >= rows.front().size()) return rows;
+  Rows result(rows.front().size());
+  for (const auto& row : rows) {
+    for (size_t i = 0; i < row.size(); ++i) result[i].push_back(row[i]);
+  }
+  return result;
+}
+
 std::string comparison_table(const Experiment& experiment, const std::vector<Group>& groups) {
   const Metric& metric = experiment.metrics.front();
-  std::vector<std::string> header = {metric.header + " for " +
-                                     condition_text(experiment.conditions.front(), true)};
+  Rows rows = {{metric.header + " for " + condition_text(experiment.conditions.front(), true)}};
   for (const ordered_json& condition : experiment.conditions)
-    header.push_back(condition_text(condition, false));
-  std::vector<std::vector<std::string>> rows;
+    rows.front().push_back(condition_text(condition, false));
   for (const Group& group : groups) {
     auto row = std::find_if(rows.begin(), rows.end(), [&](const auto& r) { return r[0] == group.attention; });
     if (row == rows.end()) {
-      row = rows.insert(row, std::vector<std::string>(header.size(), "-"));
+      row = rows.insert(row, std::vector<std::string>(rows.front().size(), "-"));
       (*row)[0] = group.attention;
     }
     const auto column =
@@ -80,8 +90,9 @@ std::string comparison_table(const Experiment& experiment, const std::vector<Gro
     }
     (*row)[static_cast<size_t>(column - experiment.conditions.begin()) + 1] = cell;
   }
-  Table table(header);
-  for (const auto& row : rows) table.add(row);
+  rows = upright(rows);
+  Table table(rows.front());
+  for (size_t i = 1; i < rows.size(); ++i) table.add(rows[i]);
   return table.text();
 }
 
