@@ -1,5 +1,6 @@
 #include "autograd/checkpoint.h"
 
+#include "autograd/engine.h"
 #include "autograd/grad_mode.h"
 #include "autograd/node.h"
 #include "core/random.h"
@@ -53,7 +54,12 @@ Tensor checkpoint(const std::function<Tensor(const std::vector<Tensor>&)>& funct
       const GradModeGuard grad(true);
       result = function(again);
     }
-    if (result.requires_grad()) result.backward(context.gradient());
+    if (result.requires_grad()) {
+      std::vector<Tensor> outputs, gradients;  // moved: neither outlives its use in the function's backward
+      outputs.push_back(std::move(result));
+      gradients.push_back(context.take_gradient());
+      backward(std::move(outputs), std::move(gradients));
+    }
     std::vector<Tensor> gradients;
     for (const Tensor& input : again) gradients.push_back(input.defined() ? input.grad() : Tensor());
     gradients.resize(gradients.size() + extra);

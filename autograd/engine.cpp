@@ -122,7 +122,7 @@ AutogradState& state_of(const Tensor& tensor) {
 
 }  // namespace
 
-void backward(const std::vector<Tensor>& outputs, const std::vector<Tensor>& gradients) {
+void backward(std::vector<Tensor> outputs, std::vector<Tensor> gradients) {
   ELWISE_CHECK(outputs.size() == gradients.size(), "backward: expected one gradient for each of ",
                outputs.size(), " outputs, got ", gradients.size());
   const NoGradGuard no_grad;
@@ -150,6 +150,8 @@ void backward(const std::vector<Tensor>& outputs, const std::vector<Tensor>& gra
                     .dtype = output.dtype()};
     run.deliver(edge, gradient.detach(), "backward");
   }
+  outputs.clear();
+  gradients.clear();
   run.run();
 }
 

@@ -10,7 +10,8 @@ namespace elwise {
 /// follow from `gradients` (one per output; undefined: 1, for one-element outputs). Frees the graph.
 /// Gradients carry no graph themselves: differentiating twice is not supported. Throws Error for outputs that
 /// require no gradient, for a shape or dtype that does not match, and for a graph that was freed before.
-void backward(const std::vector<Tensor>& outputs, const std::vector<Tensor>& gradients);
+/// Tensors that are moved here are freed as soon as they have served.
+void backward(std::vector<Tensor> outputs, std::vector<Tensor> gradients);
 
 // The two ops that the engine itself needs, defined in ops/elementwise.cpp. Not recorded.
 

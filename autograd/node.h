@@ -54,6 +54,10 @@ class BackwardContext {
   /// outputs).
   const Tensor& gradient(int i = 0) const { return gradients_[static_cast<size_t>(i)]; }
 
+  /// gradient(i), given up: once the op lets go of it it is freed. Where is_unique() holds for the result, no
+  /// one else sees it, and it may be overwritten with the op's own result.
+  Tensor take_gradient(int i = 0) const { return std::move(gradients_[static_cast<size_t>(i)]); }
+
   /// True where the gradient of input `i` is wanted; for others return an undefined tensor.
   bool needs(int i) const;
 
@@ -64,7 +68,7 @@ class BackwardContext {
   Tensor sum_so_far(int i) const;
 
  private:
-  std::vector<Tensor> gradients_;
+  mutable std::vector<Tensor> gradients_;  // what is taken is gone
   const Node& node_;
   const GradientSums& sums_;
 };

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "autograd/checkpoint.h"
 #include "core/safetensors.h"
 #include "nn/init.h"
 #include "ops/elementwise.h"
@@ -116,7 +117,8 @@ Tensor Bert::embed(const BertInput& input, const std::vector<int64_t>& seen) con
 
 Tensor Bert::forward(const BertInput& input, bool checkpoint_layers,
                      std::vector<Tensor>* hidden_states) const {
-  const Tensor embedded = embed(input, {0});
+  const auto run_embeddings = [this, input](const std::vector<Tensor>&) { return embed(input, {0}); };
+  const Tensor embedded = checkpoint_layers ? checkpoint(run_embeddings, {}) : run_embeddings({});
   if (hidden_states != nullptr) hidden_states->push_back(embedded);
   return encoder_.forward(embedded, input.key_mask, checkpoint_layers, hidden_states);
 }
@@ -173,9 +175,11 @@ LmHead::LmHead(const BertConfig& config) : predictions_(config) {
 }
 
 Tensor LmHead::forward(const Tensor& hidden, const Tensor& token_table) const {
-  const Transform& transform = predictions_.transform;
-  return linear(transform.norm.forward(gelu(transform.dense.forward(hidden))), token_table,
-                predictions_.bias);
+  return linear(predictions_.transform.forward(hidden), token_table, predictions_.bias);
+}
+
+Tensor LmHead::loss(const Tensor& hidden, const Tensor& token_table, const Tensor& labels) const {
+  return linear_cross_entropy(predictions_.transform.forward(hidden), token_table, predictions_.bias, labels);
 }
 
 BertForMaskedLm::BertForMaskedLm(const BertConfig& config) : bert_(config), head_(config) {
@@ -187,7 +191,7 @@ Tensor BertForMaskedLm::loss(const BertInput& input, const Tensor& masked, const
                              bool checkpoint_layers) const {
   const Tensor hidden = bert_.forward(input, checkpoint_layers);
   const Tensor chosen = index_select(reshape(hidden, {-1, hidden.size(2)}), 0, masked);
-  return cross_entropy(head_.forward(chosen, bert_.token_table()), labels);
+  return head_.loss(chosen, bert_.token_table(), labels);
 }
 
 BertForSequenceClassification::BertForSequenceClassification(const BertConfig& config, int64_t classes)

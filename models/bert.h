@@ -113,10 +113,13 @@ class LmHead : public nn::Module {
 
   /// hidden [n, hidden], token_table [vocabulary, hidden] -> logits [n, vocabulary].
   Tensor forward(const Tensor& hidden, const Tensor& token_table) const;
+  /// linear_cross_entropy of these logits, with its errors: the mean over the n labels i64 [n].
+  Tensor loss(const Tensor& hidden, const Tensor& token_table, const Tensor& labels) const;
 
  private:
   struct Transform : Module {
     explicit Transform(const BertConfig& config);
+    Tensor forward(const Tensor& hidden) const { return norm.forward(gelu(dense.forward(hidden))); }
     nn::Linear dense;
     nn::LayerNorm norm;
   };

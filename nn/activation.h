@@ -20,7 +20,9 @@ class GELU : public Module {
 class Dropout : public Module {
  public:
   explicit Dropout(double p) : p_(p) {}
-  Tensor forward(const Tensor& x) const { return is_training() ? dropout(x, p_) : x; }
+  Tensor forward(const Tensor& x) const { return dropout(x, rate()); }
+  /// The probability of a zero now.
+  double rate() const { return is_training() ? p_ : 0; }
 
  private:
   double p_;

@@ -1,8 +1,16 @@
 #include "nn/encoder.h"
 
 #include "autograd/checkpoint.h"
+#include "ops/feed_forward.h"
 
 namespace elwise::nn {
+namespace {
+
+/// A checkpointed layer keeps GELU's input, from its second forward pass to its backward, up to this many
+/// bytes: beyond, one product more is worth less than the memory.
+constexpr int64_t kMostKeptInner = int64_t{256} << 20;
+
+}  // namespace
 
 EncoderLayer::Output::Output(int64_t inputs, const EncoderConfig& config)
     : dense(inputs, config.attention.hidden, config.attention.options),
@@ -36,27 +44,30 @@ EncoderLayer::EncoderLayer(const EncoderConfig& config)
   add_module("output", output_);
 }
 
-Tensor EncoderLayer::feed_forward(const Tensor& x) const {
-  const Tensor inner = intermediate_.dropout.forward(gelu(intermediate_.dense.forward(x)));
-  return dropout_.forward(output_.dense.forward(inner));
+Tensor EncoderLayer::feed_forward(const Tensor& x, bool keep_inner) const {
+  const Linear &inner = intermediate_.dense, &outer = output_.dense;
+  return dropout_.forward(
+      elwise::feed_forward(x, inner.weight(), inner.bias(), outer.weight(), outer.bias(),
+                           {.dropout = intermediate_.dropout.rate(), .keep_inner = keep_inner}));
 }
 
 template <class Attend>
-Tensor EncoderLayer::run(const Tensor& x, const Attend& attend) const {
+Tensor EncoderLayer::run(const Tensor& x, const Attend& attend, bool keep_inner) const {
   const auto attention_block = [&](const Tensor& input) {
     return dropout_.forward(attention_.output.dense.forward(attend(input)));
   };
   if (norm_ == NormPlacement::post) {
     const Tensor attended = attention_.output.norm.forward_add(attention_block(x), x).normalized;
-    return output_.norm.forward_add(feed_forward(attended), attended).normalized;
+    return output_.norm.forward_add(feed_forward(attended, keep_inner), attended).normalized;
   }
   const Tensor attended = attention_block(attention_.output.norm.forward(x));
   const AddLayerNormResult inner = output_.norm.forward_add(attended, x);
-  return add(feed_forward(inner.normalized), inner.sum);
+  return add(feed_forward(inner.normalized, keep_inner), inner.sum);
 }
 
-Tensor EncoderLayer::forward(const Tensor& x, const Tensor& key_mask) const {
-  return run(x, [&](const Tensor& input) { return attention_.self.forward(input, key_mask); });
+Tensor EncoderLayer::forward(const Tensor& x, const Tensor& key_mask, bool keep_inner) const {
+  return run(
+      x, [&](const Tensor& input) { return attention_.self.forward(input, key_mask); }, keep_inner);
 }
 
 Tensor EncoderLayer::prefill(const Tensor& x, const Tensor& key_mask, AttentionState& state) const {
@@ -67,7 +78,7 @@ Tensor EncoderLayer::step(const Tensor& x, AttentionState& state) const {
   return run(x, [&](const Tensor& input) { return attention_.self.step(input, state); });
 }
 
-Encoder::Encoder(const EncoderConfig& config, int64_t layers) {
+Encoder::Encoder(const EncoderConfig& config, int64_t layers) : intermediate_(config.intermediate) {
   ELWISE_CHECK(layers > 0, "Encoder: expected at least one layer, got ", layers);
   for (int64_t i = 0; i < layers; ++i) {
     add_module("layer." + std::to_string(i), layers_.emplace_back(config));
@@ -76,11 +87,15 @@ Encoder::Encoder(const EncoderConfig& config, int64_t layers) {
 
 Tensor Encoder::forward(Tensor x, const Tensor& key_mask, bool checkpoint_layers,
                         std::vector<Tensor>* layer_outputs) const {
+  const int64_t inner_bytes = x.shape().count_before(-1) * intermediate_ * size_of(x.dtype());
+  const bool keep_inner = inner_bytes <= kMostKeptInner;
   for (const EncoderLayer& layer : layers_) {
     if (checkpoint_layers) {
-      x = checkpoint([&layer, key_mask](
-                         const std::vector<Tensor>& inputs) { return layer.forward(inputs[0], key_mask); },
-                     {x});
+      x = checkpoint(
+          [&layer, key_mask, keep_inner](const std::vector<Tensor>& inputs) {
+            return layer.forward(inputs[0], key_mask, keep_inner);
+          },
+          {x});
     } else {
       x = layer.forward(x, key_mask);
     }

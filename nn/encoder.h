@@ -28,7 +28,9 @@ class EncoderLayer : public Module {
   explicit EncoderLayer(const EncoderConfig& config);
 
   /// x [batch, length, hidden], key_mask bool [batch, length] (true = visible) or undefined -> x's shape.
-  Tensor forward(const Tensor& x, const Tensor& key_mask = {}) const;
+  /// Backward has GELU's input kept for it or, without keep_inner, computes it again, a block of rows at a
+  /// time.
+  Tensor forward(const Tensor& x, const Tensor& key_mask = {}, bool keep_inner = true) const;
 
   // Generation, with the state, the results and the errors of SelfAttention's functions of the same name.
   AttentionState make_state(int64_t batch) const { return attention_.self.make_state(batch); }
@@ -54,10 +56,10 @@ class EncoderLayer : public Module {
     Dropout dropout;
   };
 
-  Tensor feed_forward(const Tensor& x) const;
+  Tensor feed_forward(const Tensor& x, bool keep_inner) const;
   /// The layer around `attend`, a function from its input to the mechanism's output.
   template <class Attend>
-  Tensor run(const Tensor& x, const Attend& attend) const;
+  Tensor run(const Tensor& x, const Attend& attend, bool keep_inner = true) const;
 
   NormPlacement norm_;
   Dropout dropout_;
@@ -71,7 +73,8 @@ class Encoder : public Module {
  public:
   Encoder(const EncoderConfig& config, int64_t layers);
 
-  /// Runs all layers. With `checkpoint_layers`, each layer's activations are recomputed in backward.
+  /// Runs all layers. With `checkpoint_layers`, each layer's activations are recomputed in backward; of long
+  /// sequences the feed-forward network's are then never whole.
   /// `layer_outputs`, if given, receives each layer's output.
   Tensor forward(Tensor x, const Tensor& key_mask = {}, bool checkpoint_layers = false,
                  std::vector<Tensor>* layer_outputs = nullptr) const;
@@ -85,6 +88,7 @@ class Encoder : public Module {
  private:
   void check_states(const std::vector<AttentionState>& states) const;
 
+  int64_t intermediate_;
   std::deque<EncoderLayer> layers_;  // a deque: modules do not move
 };
 

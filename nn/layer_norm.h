@@ -12,9 +12,9 @@ class LayerNorm : public Module {
 
   /// x [.., cols] -> the same shape.
   Tensor forward(const Tensor& x) const { return layer_norm(x, weight_, bias_, eps_); }
-  /// Normalises x + residual in one pass.
-  AddLayerNormResult forward_add(const Tensor& x, const Tensor& residual) const {
-    return add_layer_norm(x, residual, weight_, bias_, eps_);
+  /// Normalises x + residual in one pass; see add_layer_norm.
+  AddLayerNormResult forward_add(Tensor x, const Tensor& residual) const {
+    return add_layer_norm(std::move(x), residual, weight_, bias_, eps_);
   }
 
  private:

@@ -1,10 +1,15 @@
 #include "ops/loss.h"
 
+#include <algorithm>
+
+#include "autograd/grad_mode.h"
 #include "autograd/node.h"
 #include "core/dispatch.h"
 #include "ops/argument_checks.h"
 #include "ops/elementwise.h"
 #include "ops/loss_kernels.h"
+#include "ops/reduce.h"
+#include "ops/row_blocks.h"
 
 namespace elwise {
 namespace {
@@ -38,6 +43,88 @@ Tensor pointwise(const char* op, PointwiseLoss kind, const Tensor& x, const Tens
         return std::vector{dx, context.needs(1) ? neg(dx) : Tensor()};
       });
 }
+
+/// A target that is none: cross_entropy's kernels refuse all but the classes.
+constexpr int64_t kNoneIgnored = -1;
+
+/// The linear layer and the loss behind it, a block of rows at a time. The mean over all rows is that of the
+/// blocks' means, each with its share of the rows.
+struct LinearLoss {
+  Tensor x, weight, bias, target, logsumexp;
+  int64_t block_rows;
+
+  int64_t rows() const { return x.size(0); }
+  /// Calls body(begin, count, share) for each block.
+  template <class Body>
+  void for_each_block(const Body& body) const {
+    for (int64_t begin = 0; begin < rows(); begin += block_rows) {
+      const int64_t count = std::min(block_rows, rows() - begin);
+      body(begin, count, static_cast<double>(count) / static_cast<double>(rows()));
+    }
+  }
+  /// Room for the logits of one block.
+  Tensor make_logits() const { return empty({std::min(block_rows, rows()), weight.size(0)}, x.options()); }
+
+  void compute_logits(const Tensor& logits, int64_t begin, int64_t count) const {
+    product_into(logits, rows_of(x, begin, count), false, weight, true, {.bias = bias});
+  }
+
+  /// The block's loss, with its logsumexp.
+  Tensor forward(const Tensor& logits, int64_t begin, int64_t count) const {
+    const Tensor loss = empty({}, x.options()), row_loss = empty({count}, logsumexp.options());
+    const Tensor targets = rows_of(target, begin, count);
+    ELWISE_DISPATCH(x.device(), cross_entropy_forward,
+                    {.dtype = x.dtype(),
+                     .logits = logits.data(),
+                     .target = static_cast<const int64_t*>(targets.data()),
+                     .loss = loss.data(),
+                     .logsumexp = rows_of(logsumexp, begin, count).data(),
+                     .row_loss = row_loss.data(),
+                     .rows = count,
+                     .classes = weight.size(0),
+                     .ignore_index = kNoneIgnored});
+    return loss;
+  }
+
+  /// The gradient of the block's loss takes the logits' place.
+  void backward(const Tensor& logits, int64_t begin, int64_t count, const Tensor& dloss) const {
+    const Tensor targets = rows_of(target, begin, count);
+    ELWISE_DISPATCH(x.device(), cross_entropy_backward,
+                    {.dtype = x.dtype(),
+                     .logits = logits.data(),
+                     .target = static_cast<const int64_t*>(targets.data()),
+                     .logsumexp = rows_of(logsumexp, begin, count).data(),
+                     .dloss = dloss.data(),
+                     .dlogits = logits.data(),
+                     .rows = count,
+                     .classes = weight.size(0),
+                     .ignore_index = kNoneIgnored});
+  }
+};
+
+/// The gradient of linear_cross_entropy, and what it keeps for it.
+struct LinearLossBackward {
+  SavedTensor x, weight, bias, target, logsumexp;
+  SavedTensor logits;  // where all of them are one block
+  int64_t block_rows;
+
+  std::vector<Tensor> operator()(const BackwardContext& context) const {
+    const LinearLoss op{x.get(), weight.get(), bias.get(), target.get(), logsumexp.get(), block_rows};
+    const Tensor kept = logits.get(), room = kept.defined() ? kept : op.make_logits();
+    const Tensor dx = context.needs(0) ? empty(op.x.shape(), op.x.options()) : Tensor();
+    ProductSum dweight(context.needs(1), context.sum_so_far(1), op.weight.shape(), op.weight.options());
+    Tensor dbias;
+    op.for_each_block([&](int64_t begin, int64_t count, double share) {
+      const Tensor block = rows_of(room, 0, count);
+      if (!kept.defined()) op.compute_logits(block, begin, count);
+      op.backward(block, begin, count, share == 1 ? context.gradient() : mul(context.gradient(), share));
+      if (context.needs(2)) add_block(dbias, sum(block, 0));
+      dweight.add(block, rows_of(op.x, begin, count));
+      if (dx.defined()) product_into(rows_of(dx, begin, count), block, false, op.weight, false);
+    });
+    return {dx, dweight.total(), dbias};
+  }
+};
 
 }  // namespace
 
@@ -79,6 +166,47 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& target, int64_t ignore_
                          .ignore_index = ignore_index});
         return std::vector{dlogits};
       });
+}
+
+Tensor linear_cross_entropy(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& target,
+                            int64_t most_logits) {
+  constexpr const char* kOp = "linear_cross_entropy";
+  check_floating(kOp, "x", x);
+  check_same_kind(kOp, "x", x, "weight", weight);
+  ELWISE_CHECK(x.rank() == 2 && weight.rank() == 2 && x.size(1) == weight.size(1) && x.size(0) > 0 &&
+                   weight.size(0) > 0,
+               kOp, ": expected x [rows, inputs] and weight [classes, inputs], got ", x.shape(), " and ",
+               weight.shape());
+  if (bias.defined()) {
+    check_same_kind(kOp, "x", x, "bias", bias);
+    check_shape(kOp, "bias", bias, {weight.size(0)});
+  }
+  check_index(kOp, "target", target, x);
+  check_shape(kOp, "target", target, {x.size(0)});
+  const TensorOptions sums{.dtype = accumulation_dtype(x.dtype()), .device = x.device()};
+  const int64_t row_bytes = weight.size(0) * size_of(x.dtype());
+  const int64_t block_rows = std::max<int64_t>(1, most_logits / row_bytes);
+  const LinearLoss op{x.detach(), weight.detach(),          bias.defined() ? bias.detach() : bias,
+                      target,     empty({x.size(0)}, sums), block_rows};
+  const Tensor logits = op.make_logits();
+  Tensor loss;
+  {
+    const NoGradGuard unrecorded;
+    op.for_each_block([&](int64_t begin, int64_t count, double share) {
+      const Tensor block = rows_of(logits, 0, count);
+      op.compute_logits(block, begin, count);
+      const Tensor part = op.forward(block, begin, count);
+      add_block(loss, share == 1 ? part : mul(part, share));
+    });
+  }
+  return record(kOp, {x, weight, bias}, loss,
+                LinearLossBackward{.x = SavedTensor(x),
+                                   .weight = SavedTensor(weight),
+                                   .bias = SavedTensor(bias),
+                                   .target = SavedTensor(target),
+                                   .logsumexp = SavedTensor(op.logsumexp),
+                                   .logits = SavedTensor(op.rows() <= block_rows ? logits : Tensor()),
+                                   .block_rows = block_rows});
 }
 
 Tensor mse_loss(const Tensor& x, const Tensor& target) {

@@ -15,41 +15,12 @@ namespace {
 thread_local MatmulLog* current_log = nullptr;
 std::atomic<bool> allow_tf32 = false;
 
-struct Epilogue {
-  Tensor bias = {};
-  Tensor sum = {};  // what the product is added to, in place
-  bool gelu_tanh = false;
-};
-
-/// op(a) op(b) for a [batch, ., .] and b [batch, ., .], or for two matrices, without recording. Returns
-/// `sum` where that is defined.
-Tensor product(const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b,
-               const Epilogue& epilogue = {}) {
-  const int64_t m = a.size(transpose_a ? -1 : -2), k = a.size(transpose_a ? -2 : -1);
-  const int64_t n = b.size(transpose_b ? -2 : -1);
-  const int64_t batch = a.rank() == 3 ? a.size(0) : 1;
-  const Tensor& sum = epilogue.sum;
-  const Tensor c = sum.defined() ? sum : empty(a.rank() == 3 ? Shape{batch, m, n} : Shape{m, n}, a.options());
-  run_matmul(a.device(), {.dtype = a.dtype(),
-                          .a = a.data(),
-                          .b = b.data(),
-                          .c = c.data(),
-                          .m = m,
-                          .n = n,
-                          .k = k,
-                          .lda = a.size(-1),
-                          .ldb = b.size(-1),
-                          .ldc = n,
-                          .transpose_a = transpose_a,
-                          .transpose_b = transpose_b,
-                          .workspace = nullptr,
-                          .outer = batch,
-                          .a_outer = m * k,
-                          .b_outer = k * n,
-                          .c_outer = m * n,
-                          .bias = data_or_null(epilogue.bias),
-                          .accumulate = sum.defined(),
-                          .gelu_tanh = epilogue.gelu_tanh});
+/// op(a) op(b) as a new tensor, or added to `sum`, which is returned, where that is defined.
+Tensor product(const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, const Tensor& sum = {}) {
+  const int64_t m = a.size(transpose_a ? -1 : -2), n = b.size(transpose_b ? -2 : -1);
+  const Tensor c =
+      sum.defined() ? sum : empty(a.rank() == 3 ? Shape{a.size(0), m, n} : Shape{m, n}, a.options());
+  product_into(c, a, transpose_a, b, transpose_b, {.accumulate = sum.defined()});
   return c;
 }
 
@@ -105,8 +76,10 @@ Shape rows_of(const Tensor& x) {
 }
 
 Tensor linear_product(const Tensor& x, const Tensor& weight, const Epilogue& epilogue) {
-  return product(x.alias(rows_of(x)), false, weight, true, epilogue)
-      .alias(x.shape().with(-1, weight.size(0)));
+  const Shape rows = rows_of(x);
+  const Tensor y = empty(x.shape().with(-1, weight.size(0)), x.options());
+  product_into(y.alias({rows[0], weight.size(0)}), x.alias(rows), false, weight, true, epilogue);
+  return y;
 }
 
 }  // namespace
@@ -139,6 +112,32 @@ void run_matmul(Device device, Matmul problem) {
   ELWISE_DISPATCH(device, matmul, (problem));
 }
 
+void product_into(const Tensor& c, const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b,
+                  const Epilogue& epilogue) {
+  const int64_t m = a.size(transpose_a ? -1 : -2), k = a.size(transpose_a ? -2 : -1);
+  const int64_t n = b.size(transpose_b ? -2 : -1);
+  run_matmul(c.device(), {.dtype = c.dtype(),
+                          .a = a.data(),
+                          .b = b.data(),
+                          .c = c.data(),
+                          .m = m,
+                          .n = n,
+                          .k = k,
+                          .lda = a.size(-1),
+                          .ldb = b.size(-1),
+                          .ldc = n,
+                          .transpose_a = transpose_a,
+                          .transpose_b = transpose_b,
+                          .workspace = nullptr,
+                          .outer = a.rank() == 3 ? a.size(0) : 1,
+                          .a_outer = m * k,
+                          .b_outer = k * n,
+                          .c_outer = m * n,
+                          .bias = data_or_null(epilogue.bias),
+                          .accumulate = epilogue.accumulate,
+                          .gelu_tanh = epilogue.gelu_tanh});
+}
+
 Tensor matmul(const Tensor& a, const Tensor& b, MatmulOptions options) {
   check_floating("matmul", "a", a);
   check_same_kind("matmul", "a", a, "b", b);
@@ -169,10 +168,9 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
         const Tensor dy = context.gradient().alias({rows[0], w.size(0)});
         Tensor dx, dweight, dbias;
         if (context.needs(2)) dbias = sum(dy, 0);
-        if (context.needs(1))
-          dweight = product(dy, true, input.alias(rows), false, {.sum = context.sum_so_far(1)});
+        if (context.needs(1)) dweight = product(dy, true, input.alias(rows), false, context.sum_so_far(1));
         if (context.needs(0)) {
-          const Tensor sum = context.sum_so_far(0), total = product(dy, false, w, false, {.sum = sum});
+          const Tensor sum = context.sum_so_far(0), total = product(dy, false, w, false, sum);
           dx = sum.defined() ? sum : total.alias(input.shape());
         }
         return std::vector{dx, dweight, dbias};

@@ -8,9 +8,9 @@
 namespace elwise {
 namespace {
 
-/// Both forms: residual may be undefined, and `sum` is then x itself.
+/// Both forms: residual may be undefined, and `sum` is then x itself. `in_place`: x is overwritten.
 AddLayerNormResult normalize(const char* op, const Tensor& x, const Tensor& residual, const Tensor& weight,
-                             const Tensor& bias, double eps) {
+                             const Tensor& bias, double eps, bool in_place) {
   check_floating(op, "x", x);
   ELWISE_CHECK(x.rank() >= 1 && x.size(-1) > 0, op, ": expected x [.., cols], got ", x.shape());
   const int64_t cols = x.size(-1), rows = x.shape().count_before(-1);
@@ -20,7 +20,7 @@ AddLayerNormResult normalize(const char* op, const Tensor& x, const Tensor& resi
     check_shape(op, name, parameter, {cols});
   }
   const bool recorded = needs_gradient({x, residual, weight, bias});
-  const Tensor y = empty(x.shape(), x.options());
+  const Tensor y = in_place ? x.detach() : empty(x.shape(), x.options());
   const Tensor sum = residual.defined() ? empty(x.shape(), x.options()) : x;
   const TensorOptions statistics{.dtype = accumulation_dtype(x.dtype()), .device = x.device()};
   const Tensor mean = empty({rows}, statistics), rstd = empty({rows}, statistics);
@@ -41,10 +41,10 @@ AddLayerNormResult normalize(const char* op, const Tensor& x, const Tensor& resi
   const auto backward = [rows, cols, has_sum = residual.defined(), saved_h = SavedTensor(sum),
                          saved_weight = SavedTensor(weight), saved_mean = SavedTensor(mean),
                          saved_rstd = SavedTensor(rstd)](const BackwardContext& context) {
-    const Tensor &h = saved_h.get(), &dy = context.gradient(0);
+    const Tensor &h = saved_h.get(), dy = context.take_gradient(0);
     const Tensor dsum = has_sum ? context.gradient(1) : Tensor();
     if (!dy.defined()) return std::vector{dsum, dsum, Tensor(), Tensor()};
-    const Tensor dx = empty(h.shape(), h.options());
+    const Tensor dx = dy.is_unique() ? dy : empty(h.shape(), h.options());
     Tensor dweight, dbias, partials;
     if (context.needs(2)) dweight = empty({cols}, h.options());
     if (context.needs(3)) dbias = empty({cols}, h.options());
@@ -74,14 +74,14 @@ AddLayerNormResult normalize(const char* op, const Tensor& x, const Tensor& resi
 }  // namespace
 
 Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps) {
-  return normalize("layer_norm", x, {}, weight, bias, eps).normalized;
+  return normalize("layer_norm", x, {}, weight, bias, eps, /*in_place=*/false).normalized;
 }
 
-AddLayerNormResult add_layer_norm(const Tensor& x, const Tensor& residual, const Tensor& weight,
-                                  const Tensor& bias, double eps) {
+AddLayerNormResult add_layer_norm(Tensor x, const Tensor& residual, const Tensor& weight, const Tensor& bias,
+                                  double eps) {
   check_same_kind("add_layer_norm", "x", x, "residual", residual);
   check_shape("add_layer_norm", "residual", residual, x.shape());
-  return normalize("add_layer_norm", x, residual, weight, bias, eps);
+  return normalize("add_layer_norm", x, residual, weight, bias, eps, /*in_place=*/x.is_unique());
 }
 
 }  // namespace elwise

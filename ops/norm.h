@@ -13,9 +13,9 @@ struct AddLayerNormResult {
   Tensor normalized;  // layer_norm(sum)
   Tensor sum;         // x + residual
 };
-/// layer_norm(x + residual) in one pass over memory: Post-LN takes `normalized`, Pre-LN both. Differentiable
-/// in all inputs.
-AddLayerNormResult add_layer_norm(const Tensor& x, const Tensor& residual, const Tensor& weight,
-                                  const Tensor& bias, double eps = 1e-5);
+/// layer_norm(x + residual) in one pass over memory: Post-LN takes `normalized`, Pre-LN both. An x that is
+/// moved here, and that no one else has, gives its memory to `normalized`. Differentiable in all inputs.
+AddLayerNormResult add_layer_norm(Tensor x, const Tensor& residual, const Tensor& weight, const Tensor& bias,
+                                  double eps = 1e-5);
 
 }  // namespace elwise

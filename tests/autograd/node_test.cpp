@@ -143,6 +143,37 @@ TEST_CASE(
   CHECK(sums_given == 0);
 }
 
+TEST_CASE("a gradient that is taken is the op's alone, unless the caller, a hook or another op has it") {
+  std::vector<bool> alone;
+  const auto pass = [&](const Tensor& x) {
+    return record("pass", {x}, clone(x).detach(), [&alone](const BackwardContext& context) {
+      const Tensor dy = context.take_gradient();
+      CHECK(!context.gradient().defined());
+      alone.push_back(dy.is_unique());
+      return std::vector{dy};
+    });
+  };
+  const Tensor x = leaf({1, 2}, {2});
+  pass(mul(pass(x), 2))
+      .backward(ones({2}, x.options()));  // the caller's, moved or not: what it holds is seen
+  CHECK(values_of(x.grad()) == Values{2, 2});
+  CHECK(alone == std::vector{false, true});
+  alone.clear();
+  const Tensor y = pass(x);
+  Tensor kept;
+  y.register_hook([&](const Tensor& gradient) {
+    kept = gradient;
+    return Tensor();
+  });
+  mul(y, 2).backward(ones({2}, x.options()));
+  CHECK(alone == std::vector{false});
+  alone.clear();
+  const Tensor a = pass(x), b = pass(x);
+  mul(add(a, b), 2).backward(ones({2}, x.options()));  // add gives both the same tensor
+  CHECK(alone == std::vector{false, true});
+  CHECK(values_of(x.grad()) == Values{8, 8});
+}
+
 TEST_CASE("an op that was given a sum may leave it alone") {
   const Tensor x = leaf({1, 2}, {2}), inner = mul(x, 3);
   const Tensor y = identity(inner, [](const BackwardContext& context) {

@@ -163,6 +163,51 @@ TEST_CASE("checkpointed layers take less memory") {
   CHECK(peak(true) < peak(false) / 2);
 }
 
+/// What a layer keeps for backward, in units of batch x length x hidden values at BERT's sizes: the growth
+/// from one layer to two, so that a layer's output counts once, as the next one's input.
+double units_kept(const std::string& mechanism, bool causal, int64_t batch, int64_t length) {
+  const AttentionConfig attention{.mechanism = Mechanism::parse(mechanism),
+                                  .positions = length,
+                                  .causal = causal,
+                                  .options = {.device = kMeta}};
+  const auto kept = [&](int64_t layers) {
+    const Encoder encoder({.attention = attention, .dropout = 0}, layers);
+    const int64_t before = memory_stats(kMeta)[MemoryTag::activations].now;
+    const Tensor y = encoder.forward(empty({batch, length, attention.hidden}, attention.options));
+    return memory_stats(kMeta)[MemoryTag::activations].now - before;
+  };
+  return static_cast<double>(kept(2) - kept(1)) /
+         static_cast<double>(batch * length * attention.hidden * size_of(DType::f32));
+}
+
+TEST_CASE("a layer keeps what the README's table says") {
+  constexpr int64_t kRows = 1024, kHiddenSize = 768, kHeads = 12;
+  constexpr double kStatistics = 4.0 / kHiddenSize;  // mean and 1/deviation of two LayerNorms
+  struct Case {
+    const char* mechanism;
+    bool causal;
+    double attention;  // beside the mechanism's result, which is the output projection's input
+  };
+  const double heads = static_cast<double>(kHeads) / kHiddenSize, weights = heads * kRows;
+  const Case cases[] = {{"none", false, 0},
+                        {"ea-2", false, 3 + 7.0 / kRows},
+                        {"ea-6", false, 3 + 15.0 / kRows},
+                        {"ea-6", true, 3 + 15.0 / 128},
+                        {"ea", false, 4},
+                        {"sa", false, 3 + weights},
+                        {"sa", true, 3 + weights},
+                        {"sa-tiled", false, 3 + heads},
+                        {"la", false, 3 + heads + 65.0 / kRows},
+                        {"aft", false, 5}};
+  for (const int64_t batch : {1, 3}) {
+    for (const auto& [mechanism, causal, attention] : cases) {
+      const double units = units_kept(mechanism, causal, batch, kRows);
+      CHECK_MESSAGE(units == doctest::Approx(9 + attention + kStatistics).epsilon(1e-4),
+                    std::string(mechanism));
+    }
+  }
+}
+
 TEST_CASE("dropout acts while training only") {
   Encoder encoder(config_of("sa", NormPlacement::post, 0.5), 1);
   const Tensor x = uniform({kBatch, kLength, kHidden});

@@ -4,6 +4,8 @@
 #include <limits>
 
 #include "ops/elementwise.h"
+#include "ops/matmul.h"
+#include "tests/support/naive_matmul.h"
 #include "tests/support/naive_softmax.h"
 #include "tests/support/op_variants.h"
 
@@ -120,6 +122,68 @@ TEST_CASE("cross_entropy of large logits") {
   }
 }
 
+/// `block_rows`: how many rows' logits may exist at once, in f32.
+OpTest linear_cross_entropy_test(int64_t rows, int64_t inputs, int64_t classes, bool has_bias,
+                                 int64_t block_rows) {
+  const int64_t most_logits = block_rows * classes * size_of(DType::f32);
+  return {.name = detail::concatenate("linear_cross_entropy ", rows, " ", inputs, " ", classes,
+                                      has_bias ? " bias" : "", " blocks of ", block_rows),
+          .op =
+              [=](const std::vector<Tensor>& in) {
+                return linear_cross_entropy(in[0], in[1], in[2], in[3], most_logits);
+              },
+          .inputs = {uniform({rows, inputs}, -1, 1), uniform({classes, inputs}, -1, 1),
+                     has_bias ? uniform({classes}) : Tensor(), targets(rows, classes, false, kIgnored)},
+          .naive =
+              [=](const std::vector<Values>& in) {
+                Values logits = naive::matmul(in[0], in[1], rows, classes, inputs, false, true);
+                for (size_t i = 0; i < logits.size() && has_bias; ++i) logits[i] += in[2][i % in[2].size()];
+                return Values{naive::cross_entropy(logits, {in[3].begin(), in[3].end()}, classes, kIgnored)};
+              }};
+}
+
+TEST_CASE("linear_cross_entropy, all logits at once and a few rows at a time") {
+  for (const bool has_bias : {false, true}) {
+    for (const int64_t block_rows : {0, 2, 3, 8, 100}) {
+      check_op(linear_cross_entropy_test(1, 3, 2, has_bias, block_rows));
+      check_op(linear_cross_entropy_test(8, 5, 33, has_bias, block_rows));
+      check_op_variants(linear_cross_entropy_test(33, 31, 7, has_bias, block_rows));
+    }
+    check_op(linear_cross_entropy_test(131, 96, 1027, has_bias, 64));
+  }
+}
+
+TEST_CASE("linear_cross_entropy adds to the gradient of a weight that is used elsewhere") {
+  for (const int64_t most_logits : {1, 1 << 20}) {
+    const Tensor x = uniform({9, 4}), weight = uniform({5, 4}), target = targets(9, 5, false, kIgnored);
+    const auto run = [&](const auto& loss_of) {
+      const Tensor input = x.detach().set_requires_grad(), w = weight.detach().set_requires_grad();
+      add(loss_of(input, w), mul(loss_of(input, w), 2)).backward();
+      return std::vector<Values>{values_of(input.grad()), values_of(w.grad())};
+    };
+    const auto actual = run([&](const Tensor& input, const Tensor& w) {
+      return linear_cross_entropy(input, w, {}, target, most_logits);
+    });
+    const auto expected =
+        run([&](const Tensor& input, const Tensor& w) { return cross_entropy(linear(input, w), target); });
+    check_close(actual[0], expected[0], kF64Tolerance, "x");
+    check_close(actual[1], expected[1], kF64Tolerance, "weight");
+  }
+}
+
+TEST_CASE("linear_cross_entropy holds no more logits than it may") {
+  constexpr int64_t kRows = 1000, kClasses = 100'000, kMost = int64_t{16} << 20;
+  const TensorOptions options{.device = kMeta};
+  const Tensor x = empty({kRows, 8}, options).set_requires_grad(), weight = empty({kClasses, 8}, options);
+  reset_memory_peak(kMeta);
+  const int64_t before = memory_stats(kMeta).total.now;
+  const Tensor target = empty({kRows}, {.dtype = DType::i64, .device = kMeta});
+  const Tensor loss = linear_cross_entropy(x, weight, {}, target, kMost);
+  loss.backward();
+  constexpr int64_t kWorkspace = int64_t{24} << 20;  // of a product
+  CHECK(memory_stats(kMeta).total.peak - before < kMost + kWorkspace + (1 << 20));
+}
+
 TEST_CASE("mse_loss and l1_loss") {
   for (const bool squared : {true, false}) {
     std::vector<Shape> shapes{{}, {2, 3, 5}, {51, 1027}};
@@ -199,6 +263,33 @@ TEST_CASE("errors") {
               "cross_entropy: target -1 at row 0 is outside [0, 3)");
   check_error([&] { cross_entropy(logits, target(kIgnored, 0), -1); },
               "cross_entropy: target -100 at row 0 is outside [0, 3)");
+  check_error(
+      [&] {
+        linear_cross_entropy(uniform({2, 3}), uniform({5, 4}), {}, index);
+      },
+      "linear_cross_entropy: expected x [rows, inputs] and weight [classes, inputs], got [2, 3] and "
+      "[5, 4]");
+  check_error(
+      [&] {
+        linear_cross_entropy(uniform({0, 4}), uniform({5, 4}), {}, arange(0));
+      },
+      "linear_cross_entropy: expected x [rows, inputs] and weight [classes, inputs], got [0, 4] and "
+      "[5, 4]");
+  check_error(
+      [&] {
+        linear_cross_entropy(uniform({2, 4}), uniform({5, 4}), uniform({4}), index);
+      },
+      "linear_cross_entropy: expected bias of shape [5], got [4]");
+  check_error(
+      [&] {
+        linear_cross_entropy(uniform({2, 4}), uniform({5, 4}), {}, arange(3));
+      },
+      "linear_cross_entropy: expected target of shape [2], got [3]");
+  check_error(
+      [&] {
+        linear_cross_entropy(uniform({2, 4}), uniform({5, 4}), {}, target(0, kIgnored));
+      },
+      "cross_entropy: target -100 at row 1 is outside [0, 5)");
   for (const auto& [name, loss] : {std::pair{"mse_loss", &mse_loss}, std::pair{"l1_loss", &l1_loss}}) {
     const std::string op = name;
     check_error([&] { loss(index, index); }, op + ": expected x of dtype f32 or f64, got i64");

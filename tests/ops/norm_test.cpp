@@ -5,6 +5,7 @@
 #include "core/dispatch.h"
 #include "ops/elementwise.h"
 #include "ops/norm_kernels.h"
+#include "ops/reduce.h"
 #include "ops/view.h"
 #include "tests/support/naive_norm.h"
 #include "tests/support/op_variants.h"
@@ -181,6 +182,38 @@ TEST_CASE("the result may replace x or residual") {
       }
     }
   }
+}
+
+TEST_CASE("an x that is moved and that no one else has is overwritten; any other is not") {
+  for (const DType dtype : test_dtypes()) {
+    const auto on_device = [=](const Tensor& x) { return cast(to(x, test_device()), dtype); };
+    const Tensor x = on_device(uniform({5, 33})), residual = on_device(uniform({5, 33}));
+    const Values before = values_of(x);
+    const AddLayerNormResult expected = add_layer_norm(x, residual, {}, {});
+    CHECK(values_of(x) == before);
+    Tensor moved = clone(x), view = clone(x);
+    const Tensor other = view.detach();
+    const void* const memory = moved.data();
+    const AddLayerNormResult result = add_layer_norm(std::move(moved), residual, {}, {});
+    CHECK(result.normalized.data() == memory);
+    CHECK(values_of(result.normalized) == values_of(expected.normalized));
+    CHECK(values_of(result.sum) == values_of(expected.sum));
+    CHECK(values_of(add_layer_norm(std::move(view), residual, {}, {}).normalized) ==
+          values_of(expected.normalized));
+    CHECK(values_of(other) == before);
+  }
+}
+
+TEST_CASE("gradients pass an x that was overwritten") {
+  const Tensor weight = uniform({3}), residual = uniform({2, 3});
+  const auto of = [&](bool moved) {
+    const Tensor x = from_vector<double>({1, 2, 4, -1, 0.5, 3}, {2, 3}).set_requires_grad();
+    Tensor y = mul(x, x);
+    Tensor keep = moved ? Tensor() : y;
+    sum(mul(add_layer_norm(std::move(y), residual, weight, {}).normalized, residual)).backward();
+    return values_of(x.grad());
+  };
+  CHECK(of(true) == of(false));
 }
 
 TEST_CASE("errors") {
