@@ -248,7 +248,7 @@ TEST_CASE("the table: conditions, baselines, mean and standard deviation over se
         "sa            128     1          0.75      -         2.0            -\n");
   experiment.conditions_in_columns = true;
   CHECK(summary_table(experiment, results) ==
-        "accuracy for length             64   128\n"
+        "accuracy for length            64   128\n"
         "sa                   0.60 +- 0.14  0.75\n"
         "none                         0.10     -\n"
         "chance                          -     -\n");
