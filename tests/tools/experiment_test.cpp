@@ -47,6 +47,8 @@ class LineTrial : public Trial {
     return {.score = scores_[static_cast<size_t>(epoch)], .fields = {{"weight", weight()}}};
   }
   ordered_json test() override { return {{"test_weight", weight()}}; }
+  int64_t test_examples() const override { return 0; }
+  std::vector<QueriesAndKeys> queries_and_keys(int64_t) const override { return {}; }
 
  private:
   Tensor sum_of_weight() const { return mse_loss(layer_.weight(), zeros_like(layer_.weight())); }
