@@ -127,7 +127,8 @@ Tensor Classifier::pool(const Tensor& hidden, const std::vector<int64_t>& length
   return reshape(padded == length ? visible : concat({visible, rest}, 1), {batch, -1});
 }
 
-Tensor Classifier::forward(const Tensor& x, const Tensor& key_mask) const {
+Tensor Classifier::forward(const Tensor& x, const Tensor& key_mask,
+                           std::vector<Tensor>* hidden_states) const {
   ELWISE_CHECK(x.rank() == 3 && x.size(2) == config_.inputs && x.size(0) > 0 && x.size(1) > 0,
                "classifier: expected x [batch, length, ", config_.inputs, "], got ", x.shape());
   const int64_t batch = x.size(0), length = x.size(1);
@@ -139,7 +140,9 @@ Tensor Classifier::forward(const Tensor& x, const Tensor& key_mask) const {
   const std::vector<int64_t> lengths = visible_lengths(key_mask, batch, length);
   const Tensor tokens = embed(x, lengths);  // as many as the longest series has: no work for common padding
   const Tensor visible = key_mask.defined() ? slice(key_mask, 1, 0, tokens.size(1)) : key_mask;
-  const Tensor hidden = dropout_.forward(gelu(norm_.forward(encoder_.forward(tokens, visible))));
+  if (hidden_states != nullptr) hidden_states->push_back(tokens);
+  const Tensor encoded = encoder_.forward(tokens, visible, /*checkpoint_layers=*/false, hidden_states);
+  const Tensor hidden = dropout_.forward(gelu(norm_.forward(encoded)));
   return classes_.forward(pool(hidden, lengths, length));
 }
 

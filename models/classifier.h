@@ -50,8 +50,10 @@ class Classifier : public nn::Module {
 
   /// x [batch, length, inputs], 0 where padded; key_mask bool [batch, length] (true = visible; padding on the
   /// right) or undefined -> logits [batch, classes]. Throws Error for other shapes and a length above
-  /// `positions`, with Pooling::flatten for any other than that.
-  Tensor forward(const Tensor& x, const Tensor& key_mask = {}) const;
+  /// `positions`, with Pooling::flatten for any other than that. `hidden_states`, if given, receives the
+  /// encoder's input and each layer's output, [batch, longest visible length, hidden].
+  Tensor forward(const Tensor& x, const Tensor& key_mask = {},
+                 std::vector<Tensor>* hidden_states = nullptr) const;
 
   const ClassifierConfig& config() const { return config_; }
 

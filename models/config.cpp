@@ -59,20 +59,25 @@ void save_config(const std::filesystem::path& folder, const BertConfig& config) 
   write_file_atomically(folder / kFile, config_text(config));
 }
 
+BertConfig parse_config(const std::string& text, Device device) {
+  const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  ELWISE_CHECK(!json.is_discarded(), "it is not JSON");
+  BertConfig config;
+  for_each_field(config, [&](const char* name, auto& field) { json.at(name).get_to(field); });
+  config.norm = norm_named(json.at("norm").get<std::string>());
+  config.attention = nn::Mechanism::parse(json.at("attention").get<std::string>());
+  config.options = {.dtype = dtype_named(json.at("dtype").get<std::string>()), .device = device};
+  return config;
+}
+
 BertConfig load_config(const std::filesystem::path& folder, Device device) {
   const std::filesystem::path path = folder / kFile;
-  const nlohmann::json json = nlohmann::json::parse(read_file(path), nullptr, /*allow_exceptions=*/false);
-  ELWISE_CHECK(!json.is_discarded(), "config: ", path.string(), " is damaged: it is not JSON");
-  BertConfig config;
+  const std::string text = read_file(path);
   try {
-    for_each_field(config, [&](const char* name, auto& field) { json.at(name).get_to(field); });
-    config.norm = norm_named(json.at("norm").get<std::string>());
-    config.attention = nn::Mechanism::parse(json.at("attention").get<std::string>());
-    config.options = {.dtype = dtype_named(json.at("dtype").get<std::string>()), .device = device};
+    return parse_config(text, device);
   } catch (const std::exception& problem) {
     fail("config: ", path.string(), " is damaged: ", problem.what());
   }
-  return config;
 }
 
 }  // namespace elwise::models

@@ -108,8 +108,10 @@ Tensor Forecaster::read_last(const Tensor& hidden) const {
   return head_.forward(reshape(slice(hidden, 1, length - 1, length), {hidden.size(0), config_.hidden}));
 }
 
-Tensor Forecaster::forward(const ForecasterInput& input) const {
-  return read_last(encoder_.forward(embed(input, 0)));
+Tensor Forecaster::forward(const ForecasterInput& input, std::vector<Tensor>* hidden_states) const {
+  const Tensor embedded = embed(input, 0);
+  if (hidden_states != nullptr) hidden_states->push_back(embedded);
+  return read_last(encoder_.forward(embedded, {}, /*checkpoint_layers=*/false, hidden_states));
 }
 
 Tensor Forecaster::forecast_after_each(const ForecasterInput& input) const {

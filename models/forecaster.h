@@ -68,8 +68,9 @@ class Forecaster : public nn::Module {
   explicit Forecaster(const ForecasterConfig& config);
 
   /// The forecast after the last value of each row: [batch, horizon]. Throws Error for more than
-  /// config().length values, and for marks that are not the config's.
-  Tensor forward(const ForecasterInput& input) const;
+  /// config().length values, and for marks that are not the config's. `hidden_states`, if given, receives the
+  /// encoder's input and each layer's output, [batch, length, hidden].
+  Tensor forward(const ForecasterInput& input, std::vector<Tensor>* hidden_states = nullptr) const;
   /// The forecasts after every value, each from that value and those before it: [batch, length, horizon].
   Tensor forecast_after_each(const ForecasterInput& input) const;
 

@@ -45,7 +45,7 @@ CLI::Validator positive_number() {
   return CLI::Validator(
       [](const std::string& text) {
         double value = 0;
-        const bool accepted = CLI::detail::lexical_cast(text, value) && value > 0;
+        const bool accepted = CLI::detail::lexical_cast(text, value) && value > 0 && std::isfinite(value);
         return accepted ? std::string() : fmt::format("expected a number above 0, got {}", text);
       },
       "POSITIVE");

@@ -105,7 +105,7 @@ void finish(const CLI::App& app, Options& options) {
   if (!options.memory_budget.empty())
     set_memory_limit(options.model.options.device, parse_bytes(options.memory_budget));
   if (options.plot.empty()) return;
-  std::filesystem::create_directories(options.plot);
+  make_plot_folder(options.plot);
   if (options.json.empty()) options.json = std::filesystem::path(options.plot) / "generation.json";
 }
 

@@ -12,6 +12,7 @@
 #include "nn/optimizer.h"
 #include "nn/schedule.h"
 #include "tools/console.h"
+#include "tools/experiments/saved_run.h"
 #include "tools/stopwatch.h"
 
 namespace elwise::tools {
@@ -61,8 +62,10 @@ class LmRun {
 double LmRun::restore() {
   const std::filesystem::path& folder = training_.checkpoint;
   const models::BertConfig saved = models::load_config(folder, training_.model.options.device);
-  ELWISE_CHECK(models::config_text(saved) == models::config_text(model_.config()),
-               "resume: ", (folder / "config.json").string(), " is of another model than the options");
+  const auto settings = [](const models::BertConfig& model) {
+    return nlohmann::ordered_json::parse(models::config_text(model));
+  };
+  check_settings(folder / "config.json", settings(saved), settings(model_.config()));
   nn::load_checkpoint(folder, model_, optimizer_);
   try {
     return nlohmann::json::parse(read_file(folder / kRunFile)).at("seconds").get<double>();

@@ -63,6 +63,12 @@ Ended run_child(const std::vector<std::string>& arguments) {
 
 }  // namespace
 
+void make_plot_folder(const std::filesystem::path& folder) {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  ELWISE_CHECK(!error, "plot: cannot create ", folder.string(), ": ", error.message());
+}
+
 void run_plot_script(const std::string& script, const std::filesystem::path& json,
                      const std::filesystem::path& folder) {
   const std::string kept = "; the measurements are in " + json.string();

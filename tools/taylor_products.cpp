@@ -66,7 +66,7 @@ ProductHistogram::ProductHistogram(double limit, int64_t bins, const std::vector
     orders_.push_back({.order = order, .accurate = accurate_interval(order, tolerance)});
 }
 
-void ProductHistogram::add(const Tensor& q, const Tensor& k) {
+void ProductHistogram::add(const Tensor& q, const Tensor& k, bool causal) {
   ELWISE_CHECK(q.rank() == 3 && q.shape() == k.shape(),
                "products: expected q and k [batch, length, channels], got ", q.shape(), " and ", k.shape());
   const int64_t batch = q.size(0), length = q.size(1), channels = q.size(2);
@@ -76,15 +76,16 @@ void ProductHistogram::add(const Tensor& q, const Tensor& k) {
     for (int64_t channel = 0; channel < channels; ++channel) {
       copy_channel(queries.data() + row * length * channels, channels, channel, query);
       copy_channel(keys.data() + row * length * channels, channels, channel, key);
-      count(query.data(), key.data(), length);
+      count(query.data(), key.data(), length, causal);
     }
   }
 }
 
-void ProductHistogram::count(const double* q, const double* k, int64_t length) {
+void ProductHistogram::count(const double* q, const double* k, int64_t length, bool causal) {
   const double bins_per_unit = static_cast<double>(counts_.size()) / (2 * limit_);
   for (int64_t i = 0; i < length; ++i) {
-    for (int64_t j = 0; j <= i; ++j) {
+    const int64_t seen = causal ? i + 1 : length;
+    for (int64_t j = 0; j < seen; ++j) {
       const double product = 2 * q[i] * k[j];
       minimum_ = std::min(minimum_, product);
       maximum_ = std::max(maximum_, product);
@@ -100,8 +101,8 @@ void ProductHistogram::count(const double* q, const double* k, int64_t length) {
         ++counts_[std::min(bin, counts_.size() - 1)];  // rounding may reach the end
       }
     }
+    products_ += seen;
   }
-  products_ += length * (length + 1) / 2;
 }
 
 void ProductHistogram::add(const ProductHistogram& other) {
@@ -142,31 +143,40 @@ nlohmann::ordered_json ProductHistogram::to_json() const {
   return json;
 }
 
-std::vector<std::pair<Tensor, Tensor>> queries_and_keys(const models::Decoder& model, const Tensor& tokens) {
-  const models::BertConfig& config = model.config();
-  ELWISE_CHECK(config.attention.kind != nn::Mechanism::Kind::none,
-               "products: attention none has no queries and keys");
+std::vector<QueriesAndKeys> queries_and_keys(const nn::Module& model,
+                                             const std::vector<Tensor>& hidden_states, nn::NormPlacement norm,
+                                             double eps) {
   const NoGradGuard inference;
-  std::vector<Tensor> inputs;  // of each layer, and the last one's output
-  model.bert().forward({.tokens = tokens, .token_types = {}, .key_mask = {}}, /*checkpoint_layers=*/false,
-                       &inputs);
+  const std::string encoder = "encoder.layer.", query = "0.attention.self.query.weight";
   const auto named = model.named_parameters();
   const std::map<std::string, Tensor> parameters(named.begin(), named.end());
-  std::vector<std::pair<Tensor, Tensor>> result;
-  for (size_t i = 0; i + 1 < inputs.size(); ++i) {
+  const auto first = std::find_if(named.begin(), named.end(),
+                                  [&](const auto& entry) { return entry.first.ends_with(encoder + query); });
+  ELWISE_CHECK(first != named.end(), "products: attention none has no queries and keys");
+  const std::string layers = first->first.substr(0, first->first.size() - query.size());
+  std::vector<QueriesAndKeys> result;
+  for (size_t i = 0; i + 1 < hidden_states.size(); ++i) {
     const auto parameter = [&](const std::string& name) {
-      return parameters.at("bert.encoder.layer." + std::to_string(i) + ".attention." + name);
+      return parameters.at(layers + std::to_string(i) + ".attention." + name);
     };
     const auto project = [&](const Tensor& x, const std::string& name) {
       return linear(x, parameter("self." + name + ".weight"), parameter("self." + name + ".bias"));
     };
-    const bool pre = config.norm == nn::NormPlacement::pre;
-    const Tensor x = pre ? layer_norm(inputs[i], parameter("output.LayerNorm.weight"),
-                                      parameter("output.LayerNorm.bias"), config.eps)
-                         : inputs[i];
+    const Tensor x = norm == nn::NormPlacement::pre
+                         ? layer_norm(hidden_states[i], parameter("output.LayerNorm.weight"),
+                                      parameter("output.LayerNorm.bias"), eps)
+                         : hidden_states[i];
     result.emplace_back(project(x, "query"), project(x, "key"));
   }
   return result;
+}
+
+std::vector<QueriesAndKeys> queries_and_keys(const models::Decoder& model, const Tensor& tokens) {
+  const NoGradGuard inference;
+  std::vector<Tensor> hidden;
+  model.bert().forward({.tokens = tokens, .token_types = {}, .key_mask = {}}, /*checkpoint_layers=*/false,
+                       &hidden);
+  return queries_and_keys(model, hidden, model.config().norm, model.config().eps);
 }
 
 }  // namespace elwise::tools

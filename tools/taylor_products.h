@@ -29,9 +29,9 @@ class ProductHistogram {
   /// order.
   ProductHistogram(double limit, int64_t bins, const std::vector<int>& orders, double tolerance);
 
-  /// Counts the products of every channel c and every key j <= i that a causal query i sees. q, k: [batch,
-  /// length, channels], floating. Throws Error for values that are not finite.
-  void add(const Tensor& q, const Tensor& k);
+  /// Counts the products of every channel c and every key j that a query i sees: all, or when causal those of
+  /// j <= i. q, k: [batch, length, channels], floating. Throws Error for values that are not finite.
+  void add(const Tensor& q, const Tensor& k, bool causal);
   /// Counts those of another histogram of the same bins and orders, too.
   void add(const ProductHistogram& other);
 
@@ -51,7 +51,7 @@ class ProductHistogram {
     Interval accurate;
     int64_t outside = 0;
   };
-  void count(const double* q, const double* k, int64_t length);
+  void count(const double* q, const double* k, int64_t length, bool causal);
 
   double limit_;
   double tolerance_;
@@ -61,9 +61,16 @@ class ProductHistogram {
   double minimum_, maximum_;
 };
 
-/// The queries and keys, each [batch, length, hidden], that the attention of every layer gets for `tokens`
-/// (i64 [batch, length]), with dropout as the model has it: expect eval(). Throws Error for a model whose
+/// Queries and keys of a layer, each [batch, length, hidden].
+using QueriesAndKeys = std::pair<Tensor, Tensor>;
+
+/// Those that the attention of every layer of a model's encoder ("encoder.layer.") gets. hidden_states: the
+/// encoder's input and each layer's output; norm and eps: of the layers. Throws Error for a model whose
 /// attention has none (`none`).
-std::vector<std::pair<Tensor, Tensor>> queries_and_keys(const models::Decoder& model, const Tensor& tokens);
+std::vector<QueriesAndKeys> queries_and_keys(const nn::Module& model,
+                                             const std::vector<Tensor>& hidden_states, nn::NormPlacement norm,
+                                             double eps);
+/// Of a language model in eval(), for `tokens` (i64 [batch, length]).
+std::vector<QueriesAndKeys> queries_and_keys(const models::Decoder& model, const Tensor& tokens);
 
 }  // namespace elwise::tools

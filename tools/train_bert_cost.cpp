@@ -155,7 +155,7 @@ void finish(const CLI::App& app, Options& options) {
   if (!options.memory_budget.empty())
     set_memory_limit(options.request.model.options.device, parse_bytes(options.memory_budget));
   if (!options.plot.empty()) {
-    std::filesystem::create_directories(options.plot);
+    make_plot_folder(options.plot);
     const std::string name = (options.sweep.empty() ? "cost" : options.sweep) + ".json";
     if (options.json.empty()) options.json = std::filesystem::path(options.plot) / name;
   }

@@ -86,13 +86,6 @@ void add_options(CLI::App& app, Options& options) {
   add_model_options(app, options);
 }
 
-std::vector<models::CalendarMark> parse_marks(const std::vector<std::string>& names) {
-  std::vector<models::CalendarMark> marks;
-  if (names == std::vector<std::string>{"none"}) return marks;
-  for (const std::string& name : names) marks.push_back(models::parse_calendar_mark(name));
-  return marks;
-}
-
 models::ForecasterConfig config_for(const Options& options, const std::string& attention, int64_t horizon) {
   models::ForecasterConfig config = options.model;
   config.attention = nn::Mechanism::parse(attention);

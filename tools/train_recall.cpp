@@ -122,6 +122,8 @@ std::vector<RecallConfig> sizes_of(const Options& options) {
 /// Checks what CLI11 cannot, and fills in the experiment. Throws UsageError.
 void finish(Options& options) {
   finish_experiment_options(options.experiment);
+  check_distinct("length", options.lengths);
+  check_distinct("pairs", options.pairs);
   models::BertConfig& model = options.training.model;
   if (model.hidden % model.heads != 0) {
     throw UsageError(fmt::format("hidden: {} is not divisible by {} heads", model.hidden, model.heads));

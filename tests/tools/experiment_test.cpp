@@ -47,6 +47,8 @@ class LineTrial : public Trial {
     return {.score = scores_[static_cast<size_t>(epoch)], .fields = {{"weight", weight()}}};
   }
   ordered_json test() override { return {{"test_weight", weight()}}; }
+  int64_t test_examples() const override { return 0; }
+  std::vector<QueriesAndKeys> queries_and_keys(int64_t) const override { return {}; }
 
  private:
   Tensor sum_of_weight() const { return mse_loss(layer_.weight(), zeros_like(layer_.weight())); }
@@ -248,7 +250,7 @@ TEST_CASE("the table: conditions, baselines, mean and standard deviation over se
         "sa            128     1          0.75      -         2.0            -\n");
   experiment.conditions_in_columns = true;
   CHECK(summary_table(experiment, results) ==
-        "accuracy for length             64   128\n"
+        "accuracy for length            64   128\n"
         "sa                   0.60 +- 0.14  0.75\n"
         "none                         0.10     -\n"
         "chance                          -     -\n");

@@ -30,14 +30,14 @@ Run taylor(const std::string& arguments) {
   return run_command(std::string(ELWISE_TOOLS_DIR) + "/plot_taylor " + arguments);
 }
 
-/// All 2 q_ic k_jc with j <= i.
-std::vector<double> products_of(const Tensor& q, const Tensor& k) {
+/// All 2 q_ic k_jc, when causal those with j <= i.
+std::vector<double> products_of(const Tensor& q, const Tensor& k, bool causal = true) {
   const Values queries = values_of(q), keys = values_of(k);
   const auto length = static_cast<size_t>(q.size(1)), channels = static_cast<size_t>(q.size(2));
   std::vector<double> result;
   for (size_t b = 0; b < static_cast<size_t>(q.size(0)); ++b) {
     for (size_t i = 0; i < length; ++i) {
-      for (size_t j = 0; j <= i; ++j) {
+      for (size_t j = 0; j < (causal ? i + 1 : length); ++j) {
         for (size_t c = 0; c < channels; ++c) {
           result.push_back(2 * queries[(b * length + i) * channels + c] *
                            keys[(b * length + j) * channels + c]);
@@ -131,22 +131,22 @@ TEST_CASE("the interval in which a polynomial is within the tolerance") {
 TEST_CASE("the histogram of 2qk: every causal pair of every channel") {
   const Tensor q = randn({2, 7, 3}), k = randn({2, 7, 3});
   ProductHistogram histogram(2, 9, {0, 2, 6}, 0.01);
-  histogram.add(q, k);
+  histogram.add(q, k, /*causal=*/true);
   CHECK(histogram.products() == 2 * 28 * 3);
   check_histogram(histogram.to_json(), products_of(q, k));
 
   const Tensor more_q = randn({1, 4, 2}), more_k = randn({1, 4, 2});
   ProductHistogram other(2, 9, {0, 2, 6}, 0.01);
-  other.add(more_q, more_k);
+  other.add(more_q, more_k, /*causal=*/false);
   histogram.add(other);
   std::vector<double> all = products_of(q, k);
-  for (const double x : products_of(more_q, more_k)) all.push_back(x);
+  for (const double x : products_of(more_q, more_k, false)) all.push_back(x);
   check_histogram(histogram.to_json(), all);
   CHECK_THROWS_WITH_AS(histogram.share_outside(4), "products: order 4 was not counted", Error);
-  CHECK_THROWS_WITH_AS(histogram.add(q, more_k),
+  CHECK_THROWS_WITH_AS(histogram.add(q, more_k, true),
                        "products: expected q and k [batch, length, channels], got [2, 7, 3] and [1, 4, 2]",
                        Error);
-  CHECK_THROWS_WITH_AS(histogram.add(full({1, 1, 1}, INFINITY), full({1, 1, 1}, 1)),
+  CHECK_THROWS_WITH_AS(histogram.add(full({1, 1, 1}, INFINITY), full({1, 1, 1}, 1), true),
                        "products: expected finite queries and keys, got inf", Error);
 }
 
@@ -249,7 +249,8 @@ TEST_CASE("plot_taylor reports the products of a checkpoint, layer by layer") {
        "orders: expected even numbers in 2 .. 16, got 3"},
       {from + (folder / "model").string() + " --windows 0", 2, "--windows"},
       {from + (folder / "sa").string(), 1, "expected a model with attention ea or ea-N"},
-      {from + (folder / "gone").string(), 1, "cannot open"},
+      {from + (folder / "gone").string(), 1, "gone holds no run that a program of Elwise saved"},
+      {"--checkpoint " + (folder / "model").string(), 2, "text: expected a file for the model of train_lm"},
   };
   for (const auto& [arguments, status, message] : cases) {
     const Run bad = taylor(arguments);
@@ -268,6 +269,65 @@ TEST_CASE("plot_taylor reports the products of a checkpoint, layer by layer") {
   CHECK_MESSAGE(bad.output.find("bad.json:1: not a histogram of plot_taylor: attention is missing") !=
                     std::string::npos,
                 bad.output);
+}
+
+TEST_CASE("plot_taylor reads the runs of every program that trains, with their data") {
+  const TemporaryFolder folder;
+  const auto at = [&](const std::string& name) { return (folder / name).string(); };
+  std::string series = "@problemName Steps\n@univariate true\n@classLabel true a b\n@data\n";
+  for (int i = 0; i < 10; ++i) series += i % 2 == 0 ? "1,2,3,1:a\n" : "3,1,2:b\n";
+  std::string rows = "date,OT\n";
+  for (int i = 0; i < 90; ++i) {
+    rows += "2021-01-0" + std::to_string(1 + i / 24) + " " + (i % 24 < 10 ? "0" : "") +
+            std::to_string(i % 24) + ":00:00," + std::to_string(i % 7) + "\n";
+  }
+  const std::string train = folder.write("steps.ts", series).string(),
+                    csv = folder.write("rows.csv", rows).string();
+  const std::string other = folder.write("other.ts", series + "1,1:a\n").string();
+  const std::string model =
+      " --attention ea-2,none --layers 2 --hidden 8 --heads 1 --intermediate 8 --epochs 1 --quiet";
+  const std::string classifier = " --train " + train + " --test " + train, forecaster = " --data " + csv;
+  // With the pairs that a window of the test data has: 10 and 6 of causal ones, all of series of 4 and 3
+  // values.
+  const std::tuple<std::string, std::string, std::string, int64_t> programs[] = {
+      {"classifier", classifier, "ea-2-seed-0", 5 * (16 + 9)},
+      {"forecaster", forecaster + " --length 4 --horizon 2 --marks hour,weekday", "ea-2-horizon-2-seed-0",
+       10 * 10},
+      {"recall", " --length 8 --pairs 2 --vocab 8 --batches 1 --batch 4 --test 10 --validation 4",
+       "ea-2-length-8-pairs-2-seed-0", 10 * 36}};
+  for (const auto& [name, data, run, pairs] : programs) {
+    CAPTURE(name);
+    const Run trained = run_command(std::string(ELWISE_TOOLS_DIR) + "/train_" + name + data + model +
+                                    " --checkpoint " + at(name));
+    REQUIRE_MESSAGE(trained.status == 0, trained.output);
+    const std::string files = name == "recall" ? "" : name == "classifier" ? classifier : forecaster;
+    const Run read =
+        taylor("--checkpoint " + at(name) + "/" + run + files + " --windows 10 --json " + at("json"));
+    CHECK_MESSAGE(read.status == 0, read.output);
+    const auto lines = json_lines(folder / "json");
+    REQUIRE(lines.size() == 3);
+    CHECK(lines[2]["attention"] == "ea-2");
+    CHECK(lines[1]["products"] == pairs * 8);
+    CHECK(lines[2]["products"] == 2 * pairs * 8);
+  }
+  const std::string run = "--checkpoint " + at("classifier");
+  const std::tuple<std::string, int, std::string> cases[] = {
+      {run + classifier, 1,
+       "holds several runs: expected the folder of one, such as " + at("classifier") + "/"},
+      {run + "/ea-2-seed-0", 2, "train: expected the file that train_classifier read"},
+      {run + "/none-seed-0" + classifier, 1, "expected a model with attention ea or ea-N"},
+      {run + "/ea-2-seed-0 --test " + train + " --train " + other, 1,
+       "the run was trained on data with training_series 10, the files have 11"},
+      {"--checkpoint " + at("forecaster") + "/ea-2-horizon-2-seed-0", 2,
+       "data: expected the file that train_forecaster read"},
+  };
+  for (const auto& [arguments, status, message] : cases) {
+    const Run bad = taylor(arguments);
+    CAPTURE(arguments);
+    CHECK_MESSAGE(bad.status == status, bad.output);
+    CHECK_MESSAGE(contains(bad.output, message), bad.output);
+    CHECK_MESSAGE(count_lines(bad.output) == 1, bad.output);
+  }
 }
 
 }  // namespace elwise::testing

@@ -216,6 +216,8 @@ TEST_CASE("bad usage of train_recall is one line, and exit 2") {
       {"--attention ea-3", 2, "order 3, expected an even one"},
       {"--attention sa,sa", 2, "attention: expected each value once"},
       {"--length 0", 2, "--length"},
+      {"--length 64,64", 2, "length: expected each value once"},
+      {"--pairs 2,2", 2, "pairs: expected each value once"},
       {"--quiet --length 8 --pairs 3", 2, "mqar of 3 pairs needs a length of 12, got 8"},
       {"--quiet --pairs 4 --vocab 8", 2, "mqar of 4 pairs needs a vocabulary of 10, got 8"},
       {"--quiet --task induction --pairs 2", 2, "induction asks one question: expected 1 pair, got 2"},

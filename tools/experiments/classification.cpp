@@ -5,6 +5,7 @@
 #include <numeric>
 #include <optional>
 
+#include "autograd/grad_mode.h"
 #include "ops/loss.h"
 #include "ops/reduce.h"
 #include "tools/experiments/random_order.h"
@@ -94,6 +95,16 @@ class ClassificationTrial : public Trial {
             {"test_loss", result.loss},
             {"labels", labels_},
             {"confusion", result.confusion}};
+  }
+
+  int64_t test_examples() const override { return splits_.test.count(); }
+
+  std::vector<QueriesAndKeys> queries_and_keys(int64_t test_example) const override {
+    const NoGradGuard inference;
+    const SeriesBatch series = splits_.test.batch({test_example}, 0, 1);
+    std::vector<Tensor> hidden;
+    model_.forward(series.values, series.key_mask, &hidden);
+    return tools::queries_and_keys(model_, hidden, nn::NormPlacement::post, /*eps=*/0);
   }
 
  private:

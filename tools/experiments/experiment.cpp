@@ -323,7 +323,7 @@ std::string TrialId::name() const {
 int run_experiment(const ExperimentOptions& options, const Experiment& experiment) {
   const std::vector<TrialId> trials = trials_of(options, experiment);
   check_unused(options, trials);
-  if (!options.plot.empty()) std::filesystem::create_directories(options.plot);
+  if (!options.plot.empty()) make_plot_folder(options.plot);
   JsonLines json(options.json);
   std::vector<ordered_json> results = experiment.baselines;
   for (const ordered_json& line : results) json.write(line);

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tools/experiments/options.h"
+#include "tools/taylor_products.h"
 
 // Experiments: a model is trained with each attention of a list under each seed of a list, stopped early on a
 // validation score, tested with its best parameters, and the results are averaged over the seeds.
@@ -50,6 +51,12 @@ class Trial {
   virtual Validation validate(int64_t epoch) = 0;
   /// The results, with the best parameters: fields for the run's last line. Otherwise as validate().
   virtual nlohmann::ordered_json test() = 0;
+
+  /// How many examples test() looks at.
+  virtual int64_t test_examples() const = 0;
+  /// What every layer's attention gets for test example 0, 1, .. alone, without padding. The model is in
+  /// eval().
+  virtual std::vector<QueriesAndKeys> queries_and_keys(int64_t test_example) const = 0;
 };
 
 /// A result of the final table, as mean +- standard deviation over the seeds.

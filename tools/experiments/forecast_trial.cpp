@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "autograd/grad_mode.h"
 #include "ops/elementwise.h"
 #include "ops/loss.h"
 #include "tools/experiments/random_order.h"
@@ -95,6 +96,16 @@ nlohmann::ordered_json ForecastTrial::shown(const std::vector<int64_t>& starts,
     made.push_back(forecasts[(i + 1) * static_cast<size_t>(horizon) - 1]);
   }
   return {{"steps_ahead", horizon}, {"time", times}, {"truth", truth}, {"forecast", made}};
+}
+
+std::vector<QueriesAndKeys> ForecastTrial::queries_and_keys(int64_t test_example) const {
+  const NoGradGuard inference;
+  const models::ForecasterConfig& config = model_.config();
+  const ForecastingData::Batch window =
+      data_->batch({data_->split().test.begin + test_example}, config.options);
+  std::vector<Tensor> hidden;
+  model_.forward(window.input, &hidden);
+  return tools::queries_and_keys(model_, hidden, config.norm, config.eps);
 }
 
 nlohmann::ordered_json ForecastTrial::test() {

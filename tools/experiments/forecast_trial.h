@@ -27,6 +27,8 @@ class ForecastTrial : public Trial {
   /// test_fields(), and "shown": the times, the truth and the forecasts of a stretch of the test rows, each
   /// made `steps_ahead` rows before.
   nlohmann::ordered_json test() override;
+  int64_t test_examples() const override { return data_->windows(data_->split().test); }
+  std::vector<QueriesAndKeys> queries_and_keys(int64_t test_example) const override;
 
  private:
   /// The forecasts of the windows at `starts`, [windows, horizon] row-major, in the units of the series.

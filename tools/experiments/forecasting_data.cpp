@@ -70,6 +70,13 @@ std::string description_of(SplitRule rule) {
   return "70/10/20 % of the rows";
 }
 
+std::vector<models::CalendarMark> parse_marks(const std::vector<std::string>& names) {
+  std::vector<models::CalendarMark> marks;
+  if (names == std::vector<std::string>{"none"}) return marks;
+  for (const std::string& name : names) marks.push_back(models::parse_calendar_mark(name));
+  return marks;
+}
+
 Split split_rows(SplitRule rule, int64_t rows, int64_t length, int64_t horizon) {
   const Borders borders = borders_of(rule, rows);
   const Split split{.training = {0, borders.training},

@@ -23,6 +23,9 @@ std::optional<SplitRule> split_rule_named(const std::string& name);
 /// The rule in words.
 std::string description_of(SplitRule rule);
 
+/// The marks of these names; of "none" alone, none. Throws Error that lists them for any other name.
+std::vector<models::CalendarMark> parse_marks(const std::vector<std::string>& names);
+
 /// Rows begin .. end - 1.
 struct Rows {
   int64_t begin = 0;

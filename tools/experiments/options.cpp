@@ -1,10 +1,25 @@
 #include "tools/experiments/options.h"
 
+#include <fmt/core.h>
+
+#include <cmath>
+
 #include "core/parallel.h"
 #include "tools/model_options.h"
 
 namespace elwise::tools {
 namespace {
+
+/// Accepts numbers from 0 on: CLI11's own tells any other what the largest one is, digit by digit.
+CLI::Validator nonnegative_number() {
+  return CLI::Validator(
+      [](const std::string& text) {
+        double value = 0;
+        const bool accepted = CLI::detail::lexical_cast(text, value) && value >= 0 && std::isfinite(value);
+        return accepted ? std::string() : fmt::format("expected a number from 0 on, got '{}'", text);
+      },
+      "NONNEGATIVE");
+}
 
 void add_training_options(CLI::App& app, TrainingOptions& training) {
   const auto count = positive_number();
@@ -24,10 +39,10 @@ void add_training_options(CLI::App& app, TrainingOptions& training) {
       ->capture_default_str();
   app.add_option("--weight-decay", training.weight_decay,
                  "of the optimizer: decoupled in adamw, added to the gradient in adam and radam")
-      ->check(CLI::NonNegativeNumber)
+      ->check(nonnegative_number())
       ->capture_default_str();
   app.add_option("--clip", training.clip, "largest joint norm of the gradients; 0: any, nothing is clipped")
-      ->check(CLI::NonNegativeNumber)
+      ->check(nonnegative_number())
       ->capture_default_str();
   app.add_option("--batch", training.batch, "examples in a step")->check(count)->capture_default_str();
   app.add_option("--epochs", training.epochs, "passes over the training data, at most")
@@ -51,7 +66,7 @@ void add_experiment_options(CLI::App& app, ExperimentOptions& options) {
                  "of parameters, batches and dropout, comma-separated: each attention is trained with each")
       ->take_all()
       ->delimiter(',')
-      ->check(CLI::NonNegativeNumber)
+      ->check(nonnegative_number())
       ->capture_default_str();
   add_training_options(app, options.training);
   app.add_option("--device", options.device_name, "cpu, cuda or cuda:N")->capture_default_str();

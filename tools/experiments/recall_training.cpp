@@ -95,6 +95,14 @@ class RecallTrial : public Trial {
             {"chance", 1.0 / static_cast<double>(possible_answers(task_))}};
   }
 
+  int64_t test_examples() const override { return training_.test; }
+
+  std::vector<QueriesAndKeys> queries_and_keys(int64_t test_example) const override {
+    const RecallBatch example =
+        recall_batch(task_, RecallSplit::test, kHeldOutSeed, test_example, 1, model_.config().options.device);
+    return tools::queries_and_keys(model_, example.tokens);
+  }
+
  private:
   const RecallTraining training_;
   const RecallConfig task_;

@@ -45,7 +45,28 @@ bool allows_more_epochs(const ordered_json& saved, const ordered_json& wanted) {
          wanted.at("max_epochs") > saved.at("max_epochs");
 }
 
-/// Throws Error that names the first setting in which the two differ.
+RunState read(const std::filesystem::path& path, Parameters* best) {
+  std::map<std::string, std::string> metadata;
+  Parameters parameters = load_safetensors(path, &metadata);
+  RunState state;
+  try {
+    const auto json = ordered_json::parse(metadata[kStateKey]);
+    for_each_field(state, [&](const char* name, auto& field) { json.at(name).get_to(field); });
+  } catch (const ordered_json::exception& problem) {
+    fail("resume: ", path.string(), " is damaged: ", problem.what());
+  }
+  if (best != nullptr) *best = std::move(parameters);
+  return state;
+}
+
+RunState read_checked(const std::filesystem::path& path, const ordered_json& settings, Parameters* best) {
+  RunState state = read(path, best);
+  check_settings(path, state.settings, settings);
+  return state;
+}
+
+}  // namespace
+
 void check_settings(const std::filesystem::path& path, const ordered_json& saved,
                     const ordered_json& wanted) {
   ordered_json names = saved;
@@ -58,23 +79,6 @@ void check_settings(const std::filesystem::path& path, const ordered_json& saved
                  " is of a run with ", name, " ", text_of(before), ", the options give ", text_of(now));
   }
 }
-
-RunState read(const std::filesystem::path& path, const ordered_json& settings, Parameters* best) {
-  std::map<std::string, std::string> metadata;
-  Parameters parameters = load_safetensors(path, &metadata);
-  RunState state;
-  try {
-    const auto json = ordered_json::parse(metadata[kStateKey]);
-    for_each_field(state, [&](const char* name, auto& field) { json.at(name).get_to(field); });
-  } catch (const ordered_json::exception& problem) {
-    fail("resume: ", path.string(), " is damaged: ", problem.what());
-  }
-  check_settings(path, state.settings, settings);
-  if (best != nullptr) *best = std::move(parameters);
-  return state;
-}
-
-}  // namespace
 
 Parameters copy_parameters(const nn::Module& module) {
   Parameters result;
@@ -120,16 +124,24 @@ void SavedRun::finish(const RunState& state, const Parameters& best) const {
   }
 }
 
+std::pair<RunState, Parameters> SavedRun::load() const {
+  const bool finished = std::filesystem::exists(folder_ / kFinishedFile);
+  std::pair<RunState, Parameters> result;
+  result.first =
+      read(finished ? folder_ / kFinishedFile : run_file(nn::checkpoint_step(folder_)), &result.second);
+  return result;
+}
+
 std::optional<RunState> SavedRun::finished(const ordered_json& settings) const {
   if (folder_.empty() || !std::filesystem::exists(folder_ / kFinishedFile)) return std::nullopt;
-  return read(folder_ / kFinishedFile, settings, nullptr);
+  return read_checked(folder_ / kFinishedFile, settings, nullptr);
 }
 
 std::optional<RunState> SavedRun::restore(const ordered_json& settings, Parameters& best,
                                           const nn::Module& model, nn::Optimizer& optimizer) const {
   if (!exists()) return std::nullopt;
   // The settings come first: those of another model would be told by the shapes of its parameters.
-  const RunState state = read(run_file(nn::checkpoint_step(folder_)), settings, &best);
+  const RunState state = read_checked(run_file(nn::checkpoint_step(folder_)), settings, &best);
   nn::load_checkpoint(folder_, model, optimizer);
   return state;
 }

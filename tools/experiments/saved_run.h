@@ -31,6 +31,11 @@ using Parameters = std::map<std::string, Tensor>;
 /// A copy of a module's parameters.
 Parameters copy_parameters(const nn::Module& module);
 
+/// Throws Error that names the first setting in which a run saved at `path` and the wanted one differ. A
+/// larger max_epochs is fine where the learning rate does not depend on it.
+void check_settings(const std::filesystem::path& path, const nlohmann::ordered_json& saved,
+                    const nlohmann::ordered_json& wanted);
+
 /// The folder of a run: nn/checkpoint.h's files and, for the same step, the run's state with its best
 /// parameters; of a finished run the latter alone, in finished.safetensors. Every save is whole or not at
 /// all: a process killed at any moment leaves the state before or after it.
@@ -43,6 +48,10 @@ class SavedRun {
 
   void save(const RunState& state, const Parameters& best, const nn::Module& model,
             const nn::Optimizer& optimizer) const;
+  /// The state and the best parameters, whatever the settings. Throws Error where nothing was saved, and for
+  /// a damaged file.
+  std::pair<RunState, Parameters> load() const;
+
   /// After save(), once nothing more is to be done.
   void finish(const RunState& state, const Parameters& best) const;
 
