@@ -74,7 +74,8 @@ void add_options(CLI::App& app, Options& options) {
       ->take_all()
       ->delimiter(',')
       ->capture_default_str();
-  app.add_option("--seq-len", options.lengths, "sequence lengths, comma-separated")
+  app.add_option("--seq-len", options.lengths,
+                 "sequence lengths, comma-separated; above 8192 positions are sinusoidal")
       ->take_all()
       ->delimiter(',')
       ->check(count)

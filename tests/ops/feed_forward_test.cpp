@@ -73,6 +73,8 @@ TEST_CASE("feed_forward, with and without biases and dropout, GELU's input kept 
 TEST_CASE("feed_forward over several blocks of rows") {
   for (const int64_t rows : {2048, 2049, 5001}) {
     for (const FeedForwardOptions& options : kAllOptions) {
+      if (test_device() != kCpu && (rows != 2049 || options.dropout == 0))
+        continue;  // an emulated GPU is slow
       const OpTest test = feed_forward_test({{rows, 3}, 5, 2}, true, options);
       check_op(test);
       check_direction(test);
