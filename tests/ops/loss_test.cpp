@@ -145,11 +145,12 @@ OpTest linear_cross_entropy_test(int64_t rows, int64_t inputs, int64_t classes, 
 TEST_CASE("linear_cross_entropy, all logits at once and a few rows at a time") {
   for (const bool has_bias : {false, true}) {
     for (const int64_t block_rows : {0, 2, 3, 8, 100}) {
+      if (test_device() != kCpu && block_rows != 8) continue;  // an emulated GPU is slow
       check_op(linear_cross_entropy_test(1, 3, 2, has_bias, block_rows));
       check_op(linear_cross_entropy_test(8, 5, 33, has_bias, block_rows));
       check_op_variants(linear_cross_entropy_test(33, 31, 7, has_bias, block_rows));
     }
-    check_op(linear_cross_entropy_test(131, 96, 1027, has_bias, 64));
+    if (test_device() == kCpu) check_op(linear_cross_entropy_test(131, 96, 1027, has_bias, 64));
   }
 }
 
