@@ -119,8 +119,7 @@ def parse_arguments() -> argparse.Namespace:
         add(f"--{name}", type=positive, default=default, help=f"default: {default}")
     add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     add("--tf32", action="store_true", help="on a GPU: let matrix products round their operands to TF32")
-    add("--dtype", choices=["f32", "f64", "bf16"], default="f32",
-        help="default: f32; bf16: PyTorch's model in bf16, ours with f32 master weights beside it")
+    add("--dtype", choices=["f32", "f64", "bf16"], default="f32", help="default: f32; bf16: ours beside f32 masters")
     add("--pairs", type=positive, default=3, help="measurements of each side (default: 3)")
     add("--steps", type=positive, default=5, help="measured steps of each (default: 5)")
     add("--warmup", type=positive, default=2, help="steps before them, the first of which compiles (default: 2)")
