@@ -238,7 +238,7 @@ def measure_side(side: str, configuration: Configuration, options: argparse.Name
 def full_ea_bytes(configuration: Configuration, options: argparse.Namespace) -> int:
     """What composed EA needs for tensors [B, L, L, D]: each layer keeps the differences, the weights and, where
     causal, the masked weights; backward has three more at a time."""
-    size = configuration.batch * configuration.length**2 * options.hidden * {"f64": 8, "f32": 4, "bf16": 2}[options.dtype]
+    size = configuration.batch * configuration.length**2 * options.hidden * {"f64": 8, "bf16": 2}.get(options.dtype, 4)
     return size * ((2 + options.causal) * options.layers + 3)
 
 
