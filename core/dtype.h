@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <ostream>
 #include <string_view>
+#include <type_traits>
 
 #include "core/error.h"
 
@@ -68,6 +69,10 @@ constexpr DType accumulation_dtype(DType dtype) {
   return dtype == DType::bf16 ? DType::f32 : dtype;
 }
 
+/// The same of C++ element types, and what kernels compute in where they store T: f32 for bf16.
+template <class T>
+using Compute = std::conditional_t<std::is_same_v<T, BFloat16>, float, T>;
+
 inline std::ostream& operator<<(std::ostream& out, DType dtype) {
   return out << name_of(dtype);
 }
@@ -112,6 +117,21 @@ decltype(auto) dispatch_f32_f64(DType dtype, std::string_view kernel, Function&&
       return function.template operator()<double>();
     default:
       fail(kernel, ": expected dtype f32 or f64, got ", dtype);
+  }
+}
+
+/// dispatch_f32_f64 for kernels that are written for bf16 too, T = BFloat16.
+template <class Function>
+decltype(auto) dispatch_f32_f64_bf16(DType dtype, std::string_view kernel, Function&& function) {
+  switch (dtype) {
+    case DType::f32:
+      return function.template operator()<float>();
+    case DType::f64:
+      return function.template operator()<double>();
+    case DType::bf16:
+      return function.template operator()<BFloat16>();
+    default:
+      fail(kernel, ": expected dtype f32, f64 or bf16, got ", dtype);
   }
 }
 

@@ -65,19 +65,17 @@ HWY_INLINE hn::TFromD<D> ReduceMax(D d, hn::VFromD<D> v) {
   return hn::GetLane(hn::MaxOfLanes(d, v));
 }
 
-/// Lanes(df) values of bf16, unaligned, as f32 (exact).
+/// The bits of bf16 values as f32 (exact).
 template <class DF>
-HWY_INLINE hn::VFromD<DF> LoadBf16AsFloat(DF df, const BFloat16* from) {
-  const hn::Rebind<uint16_t, DF> d16;
+HWY_INLINE hn::VFromD<DF> Bf16BitsToFloat(DF df, hn::VFromD<hn::Rebind<uint16_t, DF>> bits) {
   const hn::RebindToUnsigned<DF> d32;
-  const auto half = hn::LoadU(d16, reinterpret_cast<const uint16_t*>(from));
-  return hn::BitCast(df, hn::ShiftLeft<16>(hn::PromoteTo(d32, half)));
+  return hn::BitCast(df, hn::ShiftLeft<16>(hn::PromoteTo(d32, bits)));
 }
 
-/// Stores Lanes(DF()) values of f32 as bf16, unaligned, rounded to nearest even; a NaN stays a (quiet) NaN.
-/// The bits are those of BFloat16(float).
+/// The bits of f32 values as bf16, rounded to nearest even; a NaN stays a (quiet) NaN. They are those of
+/// BFloat16(float).
 template <class DF>
-HWY_INLINE void StoreBf16(DF, hn::VFromD<DF> v, BFloat16* to) {
+HWY_INLINE hn::VFromD<hn::Rebind<uint16_t, DF>> FloatToBf16Bits(DF, hn::VFromD<DF> v) {
   const hn::Rebind<uint16_t, DF> d16;
   const hn::RebindToUnsigned<DF> d32;
   const auto word = hn::BitCast(d32, v);
@@ -85,8 +83,21 @@ HWY_INLINE void StoreBf16(DF, hn::VFromD<DF> v, BFloat16* to) {
   const auto odd = hn::And(upper, hn::Set(d32, 1u));
   const auto rounded = hn::ShiftRight<16>(hn::Add(word, hn::Add(odd, hn::Set(d32, 0x7FFFu))));
   const auto quiet = hn::Or(upper, hn::Set(d32, 0x40u));
-  const auto result = hn::IfThenElse(hn::RebindMask(d32, hn::IsNaN(v)), quiet, rounded);
-  hn::StoreU(hn::TruncateTo(d16, result), d16, reinterpret_cast<uint16_t*>(to));
+  return hn::TruncateTo(d16, hn::IfThenElse(hn::RebindMask(d32, hn::IsNaN(v)), quiet, rounded));
+}
+
+/// Lanes(df) values of bf16, unaligned, as f32 (exact).
+template <class DF>
+HWY_INLINE hn::VFromD<DF> LoadBf16AsFloat(DF df, const BFloat16* from) {
+  const hn::Rebind<uint16_t, DF> d16;
+  return Bf16BitsToFloat(df, hn::LoadU(d16, reinterpret_cast<const uint16_t*>(from)));
+}
+
+/// Stores Lanes(DF()) values of f32 as bf16, unaligned, rounded to nearest even.
+template <class DF>
+HWY_INLINE void StoreBf16(DF df, hn::VFromD<DF> v, BFloat16* to) {
+  const hn::Rebind<uint16_t, DF> d16;
+  hn::StoreU(FloatToBf16Bits(df, v), d16, reinterpret_cast<uint16_t*>(to));
 }
 
 /// Lets the calling thread take numbers below the least normal one for 0, within a scope. Exponentials, such

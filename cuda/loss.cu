@@ -119,7 +119,7 @@ __global__ void mean_loss_kernel(CrossEntropyForward args) {
   }
   reduce_block(sums, 0.0);
   if (threadIdx.x != 0) return;
-  *static_cast<T*>(args.loss) = T(static_cast<Compute<T>>(sums[1] == 0 ? 0 : sums[0] / sums[1]));
+  *static_cast<Compute<T>*>(args.loss) = static_cast<Compute<T>>(sums[1] == 0 ? 0 : sums[0] / sums[1]);
 }
 
 /// One block: scale = dloss / rows that count.
@@ -132,8 +132,8 @@ __global__ void gradient_scale_kernel(CrossEntropyBackward args, CheckedIndex ch
   }
   counted = reduce_block(counted, 0.0);
   if (threadIdx.x != 0) return;
-  const auto dloss = static_cast<Compute<T>>(*static_cast<const T*>(args.dloss));
-  *scale = static_cast<Compute<T>>(static_cast<double>(dloss) / counted);
+  const auto dloss = static_cast<double>(*static_cast<const Compute<T>*>(args.dloss));
+  *scale = static_cast<Compute<T>>(dloss / counted);
 }
 
 /// Block (x, y) takes pieces of row x.
@@ -201,12 +201,12 @@ struct LossTerms {
   }
 };
 
-template <class T>
+template <class Element>
 struct StoreMean {
-  T* result;
+  Element* result;
   double count;
   __device__ __forceinline__ void operator()(double sum) const {
-    *result = T(static_cast<Compute<T>>(sum / count));
+    *result = static_cast<Element>(sum / count);
   }
 };
 
@@ -214,7 +214,7 @@ template <class T, PointwiseLoss kKind>
 __global__ void pointwise_backward_kernel(PointwiseLossBackward args, bool aligned) {
   using Element = Compute<T>;
   constexpr int kWidth = kVectorWidth<T>;
-  const auto dloss = static_cast<double>(static_cast<Element>(*static_cast<const T*>(args.dloss)));
+  const auto dloss = static_cast<double>(*static_cast<const Element*>(args.dloss));
   const auto scale =
       static_cast<Element>((kKind == PointwiseLoss::mse ? 2 : 1) * (dloss / static_cast<double>(args.count)));
   const int64_t stride = int64_t{gridDim.x} * blockDim.x * kWidth;
@@ -290,8 +290,9 @@ void pointwise_loss_forward(const PointwiseLossForward& args) {
     dispatch_kind(args.kind, [&]<PointwiseLoss kKind>() {
       const LossTerms<T, kKind> terms{static_cast<const T*>(args.x), static_cast<const T*>(args.target),
                                       is_aligned(args.x, args.target)};
-      sum_in_order(args.count, terms,
-                   StoreMean<T>{static_cast<T*>(args.loss), static_cast<double>(args.count)});
+      sum_in_order(
+          args.count, terms,
+          StoreMean<Compute<T>>{static_cast<Compute<T>*>(args.loss), static_cast<double>(args.count)});
     });
   });
 }

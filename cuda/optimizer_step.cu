@@ -46,57 +46,83 @@ struct AdamFactors {
   }
 };
 
+/// The parameters of a step as they are computed with: read from the master copy and written to both where
+/// there is one.
 template <class T>
-__global__ void adam_kernel(T* param, const T* grad, Compute<T>* m, Compute<T>* v, int64_t count,
-                            AdamFactors<Compute<T>> factors, bool aligned) {
+struct Parameters {
+  T* param;
+  Compute<T>* master;
+
+  template <int kWidth>
+  __device__ __forceinline__ void load(int64_t first, int64_t count, bool aligned,
+                                       Compute<T> (&values)[kWidth]) const {
+    if (master != nullptr) return load_elements(master, first, count, aligned, values);
+    T stored[kWidth];
+    load_elements(param, first, count, aligned, stored);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) values[i] = stored[i];
+  }
+  template <int kWidth>
+  __device__ __forceinline__ void store(int64_t first, int64_t count, bool aligned,
+                                        const Compute<T> (&values)[kWidth]) const {
+    if (master != nullptr) store_elements(master, first, count, aligned, values);
+    T stored[kWidth];
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) stored[i] = T(values[i]);
+    store_elements(param, first, count, aligned, stored);
+  }
+};
+
+template <class T, class Arguments>
+Parameters<T> parameters_of(const Arguments& args) {
+  return {static_cast<T*>(args.param), static_cast<Compute<T>*>(args.master)};
+}
+
+template <class T>
+__global__ void adam_kernel(Parameters<T> parameters, const T* grad, Compute<T>* m, Compute<T>* v,
+                            int64_t count, AdamFactors<Compute<T>> factors, bool aligned) {
   using Element = Compute<T>;
   constexpr int kWidth = kVectorWidth<T>;
   for_each_vector<kWidth>(count, [&](int64_t first) {
-    T params[kWidth], grads[kWidth];
-    Element means[kWidth], squares[kWidth];
-    load_elements(param, first, count, aligned, params);
+    T grads[kWidth];
+    Element params[kWidth], means[kWidth], squares[kWidth];
+    parameters.load(first, count, aligned, params);
     load_elements(grad, first, count, aligned, grads);
     load_elements(m, first, count, aligned, means);
     load_elements(v, first, count, aligned, squares);
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      Element p = params[i];
-      factors.update(p, grads[i], means[i], squares[i]);
-      params[i] = T(p);
-    }
+    for (int i = 0; i < kWidth; ++i) factors.update(params[i], grads[i], means[i], squares[i]);
     store_elements(m, first, count, aligned, means);
     store_elements(v, first, count, aligned, squares);
-    store_elements(param, first, count, aligned, params);
+    parameters.store(first, count, aligned, params);
   });
 }
 
 template <class T>
-__global__ void sgd_kernel(SgdStep args, bool aligned) {
+__global__ void sgd_kernel(SgdStep args, Parameters<T> parameters, bool aligned) {
   using Element = Compute<T>;
   constexpr int kWidth = kVectorWidth<T>;
   const auto lr = static_cast<Element>(args.lr), momentum = static_cast<Element>(args.momentum);
   const auto weight_decay = static_cast<Element>(args.weight_decay);
-  T* param = static_cast<T*>(args.param);
   Element* velocity = static_cast<Element*>(args.velocity);
   for_each_vector<kWidth>(args.count, [&](int64_t first) {
-    T params[kWidth], grads[kWidth];
-    Element velocities[kWidth];
-    load_elements(param, first, args.count, aligned, params);
+    T grads[kWidth];
+    Element params[kWidth], velocities[kWidth];
+    parameters.load(first, args.count, aligned, params);
     load_elements(static_cast<const T*>(args.grad), first, args.count, aligned, grads);
     if (velocity != nullptr && !args.first) load_elements(velocity, first, args.count, aligned, velocities);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      const Element p = params[i];
       Element g = grads[i];
-      if (weight_decay != 0) g = fma(weight_decay, p, g);
+      if (weight_decay != 0) g = fma(weight_decay, params[i], g);
       if (velocity != nullptr) {
         velocities[i] = args.first ? g : fma(momentum, velocities[i], g);
         g = args.nesterov ? fma(momentum, velocities[i], g) : velocities[i];
       }
-      params[i] = T(fma(-lr, g, p));
+      params[i] = fma(-lr, g, params[i]);
     }
     if (velocity != nullptr) store_elements(velocity, first, args.count, aligned, velocities);
-    store_elements(param, first, args.count, aligned, params);
+    parameters.store(first, args.count, aligned, params);
   });
 }
 
@@ -126,9 +152,9 @@ struct StoreSum {
 
 void adam_step(const AdamStep& args) {
   dispatch_floating(args.dtype, "adam_step", [&]<class T>() {
-    const bool aligned = is_aligned(args.param, args.grad, args.m, args.v);
+    const bool aligned = is_aligned(args.param, args.grad, args.m, args.v, args.master);
     launch<adam_kernel<T>>({.grid = grid_for(ceil_div(args.count, kVectorWidth<T>)), .block = kThreads},
-                           static_cast<T*>(args.param), static_cast<const T*>(args.grad),
+                           parameters_of<T>(args), static_cast<const T*>(args.grad),
                            static_cast<Compute<T>*>(args.m), static_cast<Compute<T>*>(args.v), args.count,
                            AdamFactors<Compute<T>>(args), aligned);
   });
@@ -137,7 +163,8 @@ void adam_step(const AdamStep& args) {
 void sgd_step(const SgdStep& args) {
   dispatch_floating(args.dtype, "sgd_step", [&]<class T>() {
     launch<sgd_kernel<T>>({.grid = grid_for(ceil_div(args.count, kVectorWidth<T>)), .block = kThreads}, args,
-                          is_aligned(args.param, args.grad, args.velocity));
+                          parameters_of<T>(args),
+                          is_aligned(args.param, args.grad, args.velocity, args.master));
   });
 }
 

@@ -6,13 +6,14 @@
 namespace elwise::nn {
 namespace {
 
-constexpr const char* kStepsSuffix = ".steps";
+constexpr const char *kStepsSuffix = ".steps", *kMasterSuffix = ".master";
 
 }  // namespace
 
 Optimizer::Optimizer(const Module& module, double learning_rate, std::vector<std::string> moments)
     : learning_rate_(learning_rate), moments_(std::move(moments)) {
-  for (const auto& [name, parameter] : module.named_parameters()) slots_.push_back({name, parameter, {}, 0});
+  for (const auto& [name, parameter] : module.named_parameters())
+    slots_.push_back({name, parameter, {}, {}, 0});
 }
 
 void Optimizer::make_state(Slot& slot) const {
@@ -20,6 +21,15 @@ void Optimizer::make_state(Slot& slot) const {
   const Tensor& parameter = slot.parameter;
   const TensorOptions options{.dtype = accumulation_dtype(parameter.dtype()), .device = parameter.device()};
   for (size_t i = 0; i < moments_.size(); ++i) slot.state.push_back(zeros(parameter.shape(), options));
+  if (parameter.dtype() == DType::bf16) slot.master = cast(parameter.detach(), options.dtype);
+}
+
+std::vector<std::pair<std::string, Tensor>> Optimizer::named_state(const Slot& slot) const {
+  std::vector<std::pair<std::string, Tensor>> result;
+  for (size_t i = 0; i < slot.state.size(); ++i)
+    result.emplace_back(slot.name + "." + moments_[i], slot.state[i]);
+  if (slot.master.defined()) result.emplace_back(slot.name + kMasterSuffix, slot.master);
+  return result;
 }
 
 void Optimizer::step() {
@@ -29,7 +39,7 @@ void Optimizer::step() {
     const Tensor gradient = slot.parameter.grad();
     if (!gradient.defined()) continue;
     if (slot.steps++ == 0) make_state(slot);
-    update(slot.parameter, gradient, slot.state, slot.steps);
+    update(slot.parameter, gradient, slot.state, slot.master, slot.steps);
   }
 }
 
@@ -42,8 +52,7 @@ std::map<std::string, Tensor> Optimizer::state() const {
   for (const Slot& slot : slots_) {
     if (slot.steps == 0) continue;
     result.emplace(slot.name + kStepsSuffix, from_vector(std::vector{slot.steps}, {}));
-    for (size_t i = 0; i < slot.state.size(); ++i)
-      result.emplace(slot.name + "." + moments_[i], slot.state[i]);
+    for (const auto& [name, tensor] : named_state(slot)) result.emplace(name, tensor);
   }
   return result;
 }
@@ -53,6 +62,7 @@ void Optimizer::load_state(const std::map<std::string, Tensor>& state, int64_t s
   std::vector<Slot> slots = slots_;  // these change only where all of `state` fits
   for (Slot& slot : slots) {
     slot.state.clear();
+    slot.master = {};
     slot.steps = 0;
     const auto count = state.find(slot.name + kStepsSuffix);
     if (count == state.end()) continue;
@@ -61,13 +71,13 @@ void Optimizer::load_state(const std::map<std::string, Tensor>& state, int64_t s
     slot.steps = static_cast<int64_t>(count->second.item());
     ++used;
     make_state(slot);
-    for (size_t i = 0; i < moments_.size(); ++i, ++used) {
-      const std::string name = slot.name + "." + moments_[i];
+    for (auto [name, tensor] : named_state(slot)) {
+      ++used;
       const auto found = state.find(name);
       ELWISE_CHECK(found != state.end(), "optimizer: the saved state lacks ", name);
       ELWISE_CHECK(found->second.shape() == slot.parameter.shape(), "optimizer: expected ", name,
                    " of shape ", slot.parameter.shape(), ", got ", found->second.shape());
-      slot.state[i].copy_from(to(found->second, slot.parameter.device()));
+      tensor.copy_from(to(found->second, slot.parameter.device()));
     }
   }
   ELWISE_CHECK(used == state.size(), "optimizer: the saved state has ", state.size(), " tensors, of which ",
@@ -80,9 +90,9 @@ Adam::Adam(const Module& module, AdamKind kind, const AdamOptions& options)
     : Optimizer(module, options.lr, {"m", "v"}), kind_(kind), options_(options) {}
 
 void Adam::update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state,
-                  int64_t step) {
+                  const Tensor& master, int64_t step) {
   options_.lr = learning_rate();
-  adam_step(kind_, options_, step, parameter, gradient, state[0], state[1]);
+  adam_step(kind_, options_, step, parameter, gradient, state[0], state[1], master);
 }
 
 Sgd::Sgd(const Module& module, const SgdOptions& options)
@@ -91,9 +101,9 @@ Sgd::Sgd(const Module& module, const SgdOptions& options)
       options_(options) {}
 
 void Sgd::update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state,
-                 int64_t step) {
+                 const Tensor& master, int64_t step) {
   options_.lr = learning_rate();
-  sgd_step(options_, step, parameter, gradient, state.empty() ? Tensor() : state[0]);
+  sgd_step(options_, step, parameter, gradient, state.empty() ? Tensor() : state[0], master);
 }
 
 double clip_gradient_norm(const Module& module, double max_norm) {

@@ -11,7 +11,9 @@
 namespace elwise::nn {
 
 /// Updates a module's parameters from their gradients. State is made (counted under the optimizer tag) when a
-/// parameter first has a gradient; parameters without one are left alone.
+/// parameter first has a gradient; parameters without one are left alone. A bf16 parameter's state has a
+/// master copy in f32 too, which the steps are taken from: the parameter is that copy, rounded. What is
+/// written to such a parameter by other hands after its first step is lost at its next.
 class Optimizer {
  public:
   virtual ~Optimizer() = default;
@@ -25,8 +27,8 @@ class Optimizer {
   /// Steps done.
   int64_t steps() const { return steps_; }
 
-  /// The state tensors by name ("<parameter>.<moment>", and "<parameter>.steps", one i64), to be saved. The
-  /// moments share storage with the optimizer's.
+  /// The state tensors by name ("<parameter>.<moment>", "<parameter>.master" of bf16 parameters, and
+  /// "<parameter>.steps", one i64), to be saved. All but the last share storage with the optimizer's.
   std::map<std::string, Tensor> state() const;
   /// Restores what state() gave, and the number of steps. Throws Error for a name or shape that does not
   /// belong, and then changes nothing.
@@ -36,18 +38,22 @@ class Optimizer {
   /// `moments` names the state tensors of one parameter, beside its own count of steps.
   Optimizer(const Module& module, double learning_rate, std::vector<std::string> moments);
 
-  /// Updates one parameter for the `step`-th time, counted from 1; `state` has one tensor per moment.
+  /// Updates one parameter for the `step`-th time, counted from 1; `state` has one tensor per moment,
+  /// `master` is undefined but for bf16.
   virtual void update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state,
-                      int64_t step) = 0;
+                      const Tensor& master, int64_t step) = 0;
 
  private:
   struct Slot {
     std::string name;
     Tensor parameter;
     std::vector<Tensor> state;  // empty until the first gradient
+    Tensor master;              // likewise, and but for bf16
     int64_t steps = 0;  // updates so far: as in PyTorch, bias corrections count from the first gradient
   };
   void make_state(Slot& slot) const;
+  /// The slot's state by its saved names.
+  std::vector<std::pair<std::string, Tensor>> named_state(const Slot& slot) const;
 
   double learning_rate_;
   int64_t steps_ = 0;
@@ -62,7 +68,7 @@ class Adam : public Optimizer {
 
  private:
   void update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state,
-              int64_t step) override;
+              const Tensor& master, int64_t step) override;
   AdamKind kind_;
   AdamOptions options_;
 };
@@ -74,7 +80,7 @@ class Sgd : public Optimizer {
 
  private:
   void update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state,
-              int64_t step) override;
+              const Tensor& master, int64_t step) override;
   SgdOptions options_;
 };
 

@@ -4,15 +4,16 @@
 
 namespace elwise {
 
-/// Throws Error unless `tensor` has a dtype that ops compute in: f32, f64 and, but on the CPU, bf16.
+/// Throws Error unless `tensor` has a dtype that ops compute in: f32, f64 or bf16.
 inline void check_floating(const char* op, const char* name, const Tensor& tensor) {
-  if (tensor.device() == kCpu) {
-    ELWISE_CHECK(tensor.dtype() == DType::f32 || tensor.dtype() == DType::f64, op, ": expected ", name,
-                 " of dtype f32 or f64, got ", tensor.dtype());
-  } else {
-    ELWISE_CHECK(is_floating(tensor.dtype()), op, ": expected ", name, " of dtype f32, f64 or bf16, got ",
-                 tensor.dtype());
-  }
+  ELWISE_CHECK(is_floating(tensor.dtype()), op, ": expected ", name, " of dtype f32, f64 or bf16, got ",
+               tensor.dtype());
+}
+
+/// Throws Error for bf16 on the CPU: for an op that has no kernel for it there.
+inline void refuse_bf16_on_cpu(const char* op, const char* name, const Tensor& tensor) {
+  ELWISE_CHECK(tensor.dtype() != DType::bf16 || tensor.device() != kCpu, op, ": expected ", name,
+               " of dtype f32 or f64 on the CPU, got bf16");
 }
 
 /// Throws Error unless `tensor` has the dtype and device of `reference`.

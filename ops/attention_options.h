@@ -10,13 +10,13 @@ struct AttentionOptions {
   Tensor key_mask;      // bool [batch, length], true = visible; undefined: all are
 };
 
-/// Throws Error, naming `op`, unless q, k, v are [batch, length, channels] of f32 or f64, alike in shape,
-/// dtype and device, and the key mask fits them.
+/// Throws Error, naming `op`, unless q, k, v are [batch, length, channels] of f32, f64 or bf16, alike in
+/// shape, dtype and device, and the key mask fits them.
 void check_attention(const char* op, const Tensor& q, const Tensor& k, const Tensor& v,
                      const AttentionOptions& options);
 
-/// Throws Error, naming `op`, unless q, k, v are [batch, channels] of f32 or f64, alike in shape, dtype and
-/// device.
+/// Throws Error, naming `op`, unless q, k, v are [batch, channels] of f32, f64 or bf16, alike in shape, dtype
+/// and device.
 void check_attention_step(const char* op, const Tensor& q, const Tensor& k, const Tensor& v);
 
 /// Throws Error where recording is on and an input requires its gradient: `op` has none.

@@ -151,6 +151,7 @@ Tensor softmax_attention_step(const Tensor& q, const Tensor& k, const Tensor& v,
 }
 
 Tensor ea_step(const Tensor& q, const Tensor& k, const Tensor& v, KeyValueCache& cache) {
+  refuse_bf16_on_cpu("ea_step", "q", q);
   const CachePointers pointers = append_token("ea_step", q, k, v, cache);
   const Tensor y = empty(q.shape(), q.options()), partials = partial_sums(pointers, 3 * q.size(1), q);
   ELWISE_DISPATCH(
@@ -167,6 +168,7 @@ Tensor aft_step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor&
                    position_bias.size(0) > cache.longest,
                "aft_step: expected position_bias [positions, positions] for ", cache.longest + 1,
                " positions or more, got ", position_bias.shape());
+  refuse_bf16_on_cpu("aft_step", "q", q);
   const CachePointers pointers = append_token("aft_step", q, k, v, cache);
   const Tensor y = empty(q.shape(), q.options()), partials = partial_sums(pointers, 3 * q.size(1), q);
   ELWISE_DISPATCH(q.device(), aft_step,
@@ -200,6 +202,7 @@ Tensor linear_attention_prefill(const Tensor& q, const Tensor& k, const Tensor& 
 
 Tensor linear_attention_step(const Tensor& q, const Tensor& k, const Tensor& v, LinearAttentionState& state) {
   check_attention_step("linear_attention_step", q, k, v);
+  refuse_bf16_on_cpu("linear_attention_step", "q", q);
   return run_linear_attention("linear_attention_step", q, k, v, 1, state, {});
 }
 

@@ -7,6 +7,7 @@ namespace elwise {
 
 // The backwards add many elements of dy to one of dx. On a GPU they sort the elements by where they go, then
 // add runs of neighbours, then the sums of runs that belong together: for that they need the scratch below.
+// On the CPU they sort bf16 only: what goes to one place is added in f32 and rounded once.
 
 /// Elements of a run.
 inline constexpr int64_t kIndexRun = 32;
@@ -49,8 +50,8 @@ struct IndexSelectBackward {
   const void* dy;        // [outer, count, inner]
   const int64_t* index;  // [count]
   void* dx;              // [outer, size, inner]
-  void* order;           // [index_order_size(count)] i64, scratch that the CPU does without
-  void* partials;        // [2, index_runs(count), outer, inner], f64 for f64, else f32: likewise
+  void* order;           // [index_order_size(count)] i64, scratch
+  void* partials;        // [2, index_runs(count), outer, inner], f64 for f64, else f32: for a GPU
   int64_t outer;
   int64_t size;
   int64_t count;
@@ -82,7 +83,8 @@ struct GatherForward {
 };
 
 /// Whether a GPU sorts the index of a GatherBackward: for few columns (o, i) of many elements j each, and for
-/// sums in bf16, which would lose what it adds one by one. Else a thread walks down each column.
+/// sums in bf16 (the CPU too), which would lose what it adds one by one. Else a thread walks down each
+/// column.
 constexpr bool gather_backward_sorts(DType dtype, int64_t outer, int64_t count, int64_t inner) {
   return (count > 256 && outer * inner < 4096) || (dtype == DType::bf16 && count > 1);
 }

@@ -14,12 +14,17 @@
 namespace elwise {
 namespace {
 
+/// What a loss and its terms are: a mean over many elements has digits that bf16 does not.
+TensorOptions sums_beside(const Tensor& x) {
+  return {.dtype = accumulation_dtype(x.dtype()), .device = x.device()};
+}
+
 Tensor pointwise(const char* op, PointwiseLoss kind, const Tensor& x, const Tensor& target) {
   check_floating(op, "x", x);
   check_same_kind(op, "x", x, "target", target);
   check_shape(op, "target", target, x.shape());
   ELWISE_CHECK(x.count() > 0, op, ": expected at least one element, got ", x.shape());
-  const Tensor loss = empty({}, x.options());
+  const Tensor loss = empty({}, sums_beside(x));
   ELWISE_DISPATCH(x.device(), pointwise_loss_forward,
                   {.dtype = x.dtype(),
                    .kind = kind,
@@ -135,9 +140,8 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& target, int64_t ignore_
   check_index("cross_entropy", "target", target, logits);
   check_shape("cross_entropy", "target", target, {logits.size(0)});
   const int64_t rows = logits.size(0), classes = logits.size(1);
-  const Tensor loss = empty({}, logits.options());
-  const TensorOptions sums{.dtype = accumulation_dtype(logits.dtype()), .device = logits.device()};
-  const Tensor logsumexp = empty({rows}, sums), row_loss = empty({rows}, sums);
+  const TensorOptions sums = sums_beside(logits);
+  const Tensor loss = empty({}, sums), logsumexp = empty({rows}, sums), row_loss = empty({rows}, sums);
   ELWISE_DISPATCH(logits.device(), cross_entropy_forward,
                   {.dtype = logits.dtype(),
                    .logits = logits.data(),

@@ -11,8 +11,8 @@ struct CrossEntropyForward {
   DType dtype;
   const void* logits;     // [rows, classes]
   const int64_t* target;  // [rows]
-  void* loss;             // [1]
-  void* logsumexp;        // [rows], f64 for f64, else f32
+  void* loss;             // [1], f64 for f64, else f32
+  void* logsumexp;        // [rows], likewise
   void* row_loss;         // [rows], scratch, likewise
   int64_t rows;
   int64_t classes;
@@ -30,8 +30,8 @@ struct CrossEntropyBackward {
   DType dtype;
   const void* logits;     // [rows, classes]
   const int64_t* target;  // [rows]
-  const void* logsumexp;  // [rows]
-  const void* dloss;      // [1]
+  const void* logsumexp;  // [rows], f64 for f64, else f32
+  const void* dloss;      // [1], likewise
   void* dlogits;          // [rows, classes]
   int64_t rows;
   int64_t classes;
@@ -51,7 +51,7 @@ struct PointwiseLossForward {
   PointwiseLoss kind;
   const void* x;       // [count]
   const void* target;  // [count]
-  void* loss;          // [1]
+  void* loss;          // [1], f64 for f64, else f32
   int64_t count;
 
   KernelCost cost() const {
@@ -66,7 +66,7 @@ struct PointwiseLossBackward {
   PointwiseLoss kind;
   const void* x;       // [count]
   const void* target;  // [count]
-  const void* dloss;   // [1]
+  const void* dloss;   // [1], f64 for f64, else f32
   void* dx;            // [count]
   int64_t count;
 

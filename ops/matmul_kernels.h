@@ -9,10 +9,10 @@ namespace elwise {
 /// `meta` counts the same peak as the device. oneDNN asks for up to 320 KiB a thread: enough for 64 threads.
 inline constexpr int64_t kMatmulWorkspaceBytes = int64_t{24} << 20;
 
-/// c = op(a) op(b) (+ bias) (+ c), and GELU of that if asked: `outer * inner` products, product (o, i) at
-/// o * X_outer + i * X_inner from X's pointer (strides in elements; 0 repeats a matrix). A matrix stored as
-/// [rows, cols] has its rows X_ld apart. Attention heads are read in place: outer = batch, inner = heads,
-/// X_inner = head size.
+/// c = op(a) op(b) (+ bias) (+ c), summed in f32 for bf16, and GELU of that if asked: `outer * inner`
+/// products, product (o, i) at o * X_outer + i * X_inner from X's pointer (strides in elements; 0 repeats a
+/// matrix). A matrix stored as [rows, cols] has its rows X_ld apart. Attention heads are read in place: outer
+/// = batch, inner = heads, X_inner = head size.
 struct Matmul {
   DType dtype;
   const void* a;  // [m, k], stored [k, m] when transpose_a

@@ -23,6 +23,12 @@ void check_moment(const char* op, const char* name, const Tensor& param, const T
   check_shape(op, name, moment, param.shape());
 }
 
+void check_master(const char* op, const Tensor& param, const Tensor& master) {
+  if (!master.defined()) return;
+  ELWISE_CHECK(param.dtype() == DType::bf16, op, ": expected no master beside param of ", param.dtype());
+  check_moment(op, "master", param, master);
+}
+
 /// x *= factor, in place.
 void scale(const Tensor& x, double factor) {
   ELWISE_DISPATCH(x.device(), unary_forward,
@@ -38,11 +44,12 @@ void scale(const Tensor& x, double factor) {
 }  // namespace
 
 void adam_step(AdamKind kind, const AdamOptions& options, int64_t step, const Tensor& param,
-               const Tensor& grad, const Tensor& m, const Tensor& v) {
+               const Tensor& grad, const Tensor& m, const Tensor& v, const Tensor& master) {
   check_floating("adam_step", "param", param);
   check_gradient("adam_step", param, grad);
   check_moment("adam_step", "m", param, m);
   check_moment("adam_step", "v", param, v);
+  check_master("adam_step", param, master);
   ELWISE_CHECK(step >= 1, "adam_step: expected step >= 1, got ", step);
   const auto t = static_cast<double>(step);
   const double correction1 = 1 - std::pow(options.beta1, t), correction2 = 1 - std::pow(options.beta2, t);
@@ -76,17 +83,21 @@ void adam_step(AdamKind kind, const AdamOptions& options, int64_t step, const Te
                    .decoupled = kind == AdamKind::adamw,
                    .step_size = step_size,
                    .v_scale = v_scale,
-                   .adaptive = adaptive});
-  for (const Tensor& changed : {param, m, v}) changed.storage()->bump_version();
+                   .adaptive = adaptive,
+                   .master = data_or_null(master)});
+  for (const Tensor& changed : {param, m, v, master}) {
+    if (changed.defined()) changed.storage()->bump_version();
+  }
 }
 
 void sgd_step(const SgdOptions& options, int64_t step, const Tensor& param, const Tensor& grad,
-              const Tensor& velocity) {
+              const Tensor& velocity, const Tensor& master) {
   check_floating("sgd_step", "param", param);
   check_gradient("sgd_step", param, grad);
   ELWISE_CHECK(step >= 1, "sgd_step: expected step >= 1, got ", step);
   const bool moving = options.momentum != 0;
   if (moving) check_moment("sgd_step", "velocity", param, velocity);
+  check_master("sgd_step", param, master);
   ELWISE_DISPATCH(param.device(), sgd_step,
                   {.dtype = param.dtype(),
                    .param = param.data(),
@@ -97,9 +108,11 @@ void sgd_step(const SgdOptions& options, int64_t step, const Tensor& param, cons
                    .momentum = options.momentum,
                    .nesterov = options.nesterov,
                    .first = step == 1,
-                   .velocity = moving ? velocity.data() : nullptr});
+                   .velocity = moving ? velocity.data() : nullptr,
+                   .master = data_or_null(master)});
   param.storage()->bump_version();
   if (moving) velocity.storage()->bump_version();
+  if (master.defined()) master.storage()->bump_version();
 }
 
 namespace {

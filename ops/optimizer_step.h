@@ -24,9 +24,11 @@ struct AdamOptions {
 };
 
 /// Updates param and its first and second moments m and v (same shape, accumulation_dtype of param's; zeros
-/// before step 1). `step` counts from 1. Throws Error for shapes or dtypes that do not fit and step < 1.
+/// before step 1). `step` counts from 1. Where `master` is defined (f32, for param of bf16) it holds the
+/// parameter in full: it is updated, and param becomes master rounded. Throws Error for shapes or dtypes that
+/// do not fit and step < 1.
 void adam_step(AdamKind kind, const AdamOptions& options, int64_t step, const Tensor& param,
-               const Tensor& grad, const Tensor& m, const Tensor& v);
+               const Tensor& grad, const Tensor& m, const Tensor& v, const Tensor& master = {});
 
 struct SgdOptions {
   double lr = 1e-2;
@@ -36,9 +38,10 @@ struct SgdOptions {
 };
 
 /// Updates param, and velocity (same shape, accumulation_dtype of param's) where momentum is not 0; else it
-/// may be undefined. `step` counts from 1. Throws Error for shapes or dtypes that do not fit.
+/// may be undefined. `step` counts from 1, `master` is as in adam_step. Throws Error for shapes or dtypes
+/// that do not fit.
 void sgd_step(const SgdOptions& options, int64_t step, const Tensor& param, const Tensor& grad,
-              const Tensor& velocity);
+              const Tensor& velocity, const Tensor& master = {});
 
 /// Scales all gradients by max_norm / norm where their joint Euclidean norm is larger than max_norm. Returns
 /// the norm before (0 on meta, where nothing can be read). Undefined gradients are skipped.

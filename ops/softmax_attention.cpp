@@ -4,6 +4,7 @@
 
 #include "autograd/node.h"
 #include "core/dispatch.h"
+#include "ops/argument_checks.h"
 #include "ops/dropout_kernels.h"
 #include "ops/matmul_run.h"
 #include "ops/softmax_kernels.h"
@@ -146,6 +147,7 @@ Tensor softmax_attention(const Tensor& q, const Tensor& k, const Tensor& v, int6
 Tensor softmax_attention_tiled(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
                                const AttentionOptions& options, double dropout_p, Generator& generator) {
   check_arguments("softmax_attention_tiled", q, k, v, heads, options, dropout_p);
+  refuse_bf16_on_cpu("softmax_attention_tiled", "q", q);
   const Tensor y = empty(q.shape(), q.options());
   const Tensor logsumexp =
       empty({q.size(0), heads, q.size(1)}, {.dtype = accumulation_dtype(q.dtype()), .device = q.device()});

@@ -13,6 +13,7 @@
 #include "core/roofline.h"
 #include "tools/bench_case.h"
 #include "tools/console.h"
+#include "tools/model_options.h"
 #include "tools/paired_times.h"
 
 namespace elwise::tools {
@@ -172,9 +173,7 @@ TensorOptions options_of(const std::string& device, const std::string& dtype) {
   }
   if (options.device == kMeta) throw UsageError("device: nothing runs on meta; expected cpu or cuda");
   check_available(options.device);
-  options.dtype = dtype == "f64" ? DType::f64 : dtype == "bf16" ? DType::bf16 : DType::f32;
-  if (options.dtype == DType::bf16 && options.device == kCpu)
-    throw UsageError("dtype: the CPU's kernels take f32 and f64; expected --device cuda beside bf16");
+  options.dtype = parse_dtype(dtype);
   return options;
 }
 
@@ -194,9 +193,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   std::string device = "cpu", dtype = "f32";
   app.add_option("--device", device, "cpu, cuda or cuda:N")->capture_default_str();
-  app.add_option("--dtype", dtype, "f32 or f64; on a GPU bf16 too")
-      ->check(CLI::IsMember({"f32", "f64", "bf16"}))
-      ->capture_default_str();
+  add_dtype(app, dtype);
   app.add_flag(
       "--warm", settings.warm,
       "use the same operands at each call: they are in the last-level cache where they fit; otherwise "

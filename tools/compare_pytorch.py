@@ -119,7 +119,7 @@ def parse_arguments() -> argparse.Namespace:
         add(f"--{name}", type=positive, default=default, help=f"default: {default}")
     add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     add("--tf32", action="store_true", help="on a GPU: let matrix products round their operands to TF32")
-    add("--dtype", choices=["f32", "f64"], default="f32", help="default: f32")
+    add("--dtype", choices=["f32", "f64", "bf16"], default="f32", help="default: f32; bf16: ours beside f32 masters")
     add("--pairs", type=positive, default=3, help="measurements of each side (default: 3)")
     add("--steps", type=positive, default=5, help="measured steps of each (default: 5)")
     add("--warmup", type=positive, default=2, help="steps before them, the first of which compiles (default: 2)")
@@ -238,7 +238,7 @@ def measure_side(side: str, configuration: Configuration, options: argparse.Name
 def full_ea_bytes(configuration: Configuration, options: argparse.Namespace) -> int:
     """What composed EA needs for tensors [B, L, L, D]: each layer keeps the differences, the weights and, where
     causal, the masked weights; backward has three more at a time."""
-    size = configuration.batch * configuration.length**2 * options.hidden * (8 if options.dtype == "f64" else 4)
+    size = configuration.batch * configuration.length**2 * options.hidden * {"f64": 8, "bf16": 2}.get(options.dtype, 4)
     return size * ((2 + options.causal) * options.layers + 3)
 
 

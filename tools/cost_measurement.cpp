@@ -112,8 +112,9 @@ CostResult measure_cost(const CostRequest& request, const std::function<bool(int
     result.forward_ms = median(times.forward);
     result.backward_ms = median(times.backward);
     result.optimizer_ms = median(times.optimizer);
-    if (request.matmul_floor && request.model.options.dtype == DType::f32 && result.steps == request.steps) {
-      result.matmul_floor_ms = measure_matmul_floor_ms(counted(products), device);
+    const DType dtype = request.model.options.dtype;
+    if (request.matmul_floor && dtype != DType::f64 && result.steps == request.steps) {
+      result.matmul_floor_ms = measure_matmul_floor_ms(counted(products), dtype, device);
     }
   }
   return result;

@@ -60,9 +60,7 @@ void add_options(CLI::App& app, Options& options) {
   app.add_option("--device", options.device,
                  "cpu, cuda or cuda:N, or meta: exact memory of any size, nothing is run")
       ->capture_default_str();
-  app.add_option("--dtype", options.dtype, "f32 or f64")
-      ->check(CLI::IsMember({"f32", "f64"}))
-      ->capture_default_str();
+  add_dtype(app, options.dtype);
   add_size_options(app, options.model);
   app.add_option("--threads", options.threads, "CPU threads")
       ->check(CLI::Range(1, 1024))

@@ -39,17 +39,18 @@ double median_ms(const std::function<void()>& run) {
 
 /// A dense operand, [rows, cols] or a batch of them, stored transposed or not. One matrix is described in two
 /// dimensions: oneDNN packs the second operand of no other product.
-Descriptor descriptor(int64_t batch, int64_t rows, int64_t cols, dnnl::memory::format_tag matrix,
+Descriptor descriptor(DType dtype, int64_t batch, int64_t rows, int64_t cols, dnnl::memory::format_tag matrix,
                       dnnl::memory::format_tag matrices) {
-  constexpr auto kType = dnnl::memory::data_type::f32;
-  return batch == 1 ? Descriptor({rows, cols}, kType, matrix)
-                    : Descriptor({batch, rows, cols}, kType, matrices);
+  using Type = dnnl::memory::data_type;
+  const Type type = dtype == DType::bf16 ? Type::bf16 : Type::f32;
+  return batch == 1 ? Descriptor({rows, cols}, type, matrix)
+                    : Descriptor({batch, rows, cols}, type, matrices);
 }
 
-Descriptor stored(int64_t batch, int64_t rows, int64_t cols, bool transposed) {
+Descriptor stored(DType dtype, int64_t batch, int64_t rows, int64_t cols, bool transposed) {
   using Tag = dnnl::memory::format_tag;
-  return transposed ? descriptor(batch, rows, cols, Tag::ba, Tag::acb)
-                    : descriptor(batch, rows, cols, Tag::ab, Tag::abc);
+  return transposed ? descriptor(dtype, batch, rows, cols, Tag::ba, Tag::acb)
+                    : descriptor(dtype, batch, rows, cols, Tag::ab, Tag::abc);
 }
 
 dnnl::matmul::primitive_desc matmul_descriptor(const dnnl::engine& engine, const Descriptor& a,
@@ -64,18 +65,19 @@ dnnl::matmul::primitive_desc matmul_descriptor(const dnnl::engine& engine, const
 /// The operands of one shape and the ways to multiply them.
 class Product {
  public:
-  explicit Product(const MatmulShape& shape)
+  Product(const MatmulShape& shape, DType dtype)
       : shape_(shape),
+        dtype_(dtype),
         batch_(shape.outer * shape.inner),
-        a_(randn({batch_ * shape.m * shape.k})),
-        b_(randn({batch_ * shape.k * shape.n})),
-        c_(empty({batch_ * shape.m * shape.n})) {}
+        a_(randn({batch_ * shape.m * shape.k}, {.dtype = dtype})),
+        b_(randn({batch_ * shape.k * shape.n}, {.dtype = dtype})),
+        c_(empty({batch_ * shape.m * shape.n}, {.dtype = dtype})) {}
 
-  double plain_ms() { return primitive_ms(stored(batch_, shape_.k, shape_.n, shape_.transpose_b)); }
+  double plain_ms() { return primitive_ms(stored(dtype_, batch_, shape_.k, shape_.n, shape_.transpose_b)); }
 
   double packed_ms() {
     constexpr auto kAny = dnnl::memory::format_tag::any;
-    return primitive_ms(descriptor(batch_, shape_.k, shape_.n, kAny, kAny));
+    return primitive_ms(descriptor(dtype_, batch_, shape_.k, shape_.n, kAny, kAny));
   }
 
   double sgemm_ms() {
@@ -91,10 +93,10 @@ class Product {
 
  private:
   double primitive_ms(const Descriptor& b_wanted) {
-    const Descriptor a_stored = stored(batch_, shape_.m, shape_.k, shape_.transpose_a);
-    const Descriptor b_stored = stored(batch_, shape_.k, shape_.n, shape_.transpose_b);
+    const Descriptor a_stored = stored(dtype_, batch_, shape_.m, shape_.k, shape_.transpose_a);
+    const Descriptor b_stored = stored(dtype_, batch_, shape_.k, shape_.n, shape_.transpose_b);
     const auto chosen =
-        matmul_descriptor(engine_, a_stored, b_wanted, stored(batch_, shape_.m, shape_.n, false));
+        matmul_descriptor(engine_, a_stored, b_wanted, stored(dtype_, batch_, shape_.m, shape_.n, false));
     dnnl::memory a(a_stored, engine_, a_.data()), b(b_stored, engine_, b_.data()),
         c(chosen.dst_desc(), engine_, c_.data());
     dnnl::memory packed = b;
@@ -112,24 +114,27 @@ class Product {
   }
 
   MatmulShape shape_;
+  DType dtype_;
   int64_t batch_;
   Tensor a_, b_, c_;
   dnnl::engine engine_{dnnl::engine::kind::cpu, 0};
   dnnl::stream stream_{engine_};
 };
 
-double cpu_product_ms(const MatmulShape& shape) {
-  Product product(shape);
-  return std::min({product.plain_ms(), product.packed_ms(), product.sgemm_ms()});
+double cpu_product_ms(const MatmulShape& shape, DType dtype) {
+  Product product(shape, dtype);
+  const double primitive = std::min(product.plain_ms(), product.packed_ms());
+  return dtype == DType::f32 ? std::min(primitive, product.sgemm_ms()) : primitive;
 }
 
 /// Several at a time: a launch must not be waited for, as it is not in a step.
-double gpu_product_ms(const MatmulShape& shape, Device device) {
+double gpu_product_ms(const MatmulShape& shape, DType dtype, Device device) {
   constexpr int kAtATime = 8;
   const NoGradGuard no_grad;
   const int64_t batch = shape.outer * shape.inner;
   const auto operand = [&](int64_t rows, int64_t cols, bool transposed) {
-    return randn(transposed ? Shape{batch, cols, rows} : Shape{batch, rows, cols}, {.device = device});
+    return randn(transposed ? Shape{batch, cols, rows} : Shape{batch, rows, cols},
+                 {.dtype = dtype, .device = device});
   };
   const Tensor a = operand(shape.m, shape.k, shape.transpose_a),
                b = operand(shape.k, shape.n, shape.transpose_b);
@@ -144,11 +149,12 @@ double gpu_product_ms(const MatmulShape& shape, Device device) {
 
 }  // namespace
 
-double measure_matmul_floor_ms(const std::vector<std::pair<MatmulShape, int64_t>>& products, Device device) {
+double measure_matmul_floor_ms(const std::vector<std::pair<MatmulShape, int64_t>>& products, DType dtype,
+                               Device device) {
   double total = 0;
   for (const auto& [shape, count] : products) {
-    total +=
-        static_cast<double>(count) * (device == kCpu ? cpu_product_ms(shape) : gpu_product_ms(shape, device));
+    total += static_cast<double>(count) *
+             (device == kCpu ? cpu_product_ms(shape, dtype) : gpu_product_ms(shape, dtype, device));
   }
   return total;
 }

@@ -37,10 +37,20 @@ void finish_decoder(const DecoderOptions& options, models::BertConfig& model) {
   model.sinusoidal = options.positions == "sinusoidal";
 }
 
+void add_dtype(CLI::App& app, std::string& dtype) {
+  app.add_option("--dtype", dtype, "f32, f64, or bf16 beside f32 master weights")
+      ->check(CLI::IsMember({"f32", "f64", "bf16"}))
+      ->capture_default_str();
+}
+
+DType parse_dtype(const std::string& name) {
+  return name == "f64" ? DType::f64 : name == "bf16" ? DType::bf16 : DType::f32;
+}
+
 void finish_model(models::BertConfig& model, const std::string& dtype, const std::string& device) {
   model.dropout = model.attention_dropout = 0;
   try {
-    model.options = {.dtype = dtype == "f64" ? DType::f64 : DType::f32, .device = parse_device(device)};
+    model.options = {.dtype = parse_dtype(dtype), .device = parse_device(device)};
   } catch (const Error& error) {
     throw UsageError(error.what());
   }

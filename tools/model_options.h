@@ -30,6 +30,10 @@ void add_decoder_options(CLI::App& app, DecoderOptions& options, models::BertCon
 /// Puts the options into the model.
 void finish_decoder(const DecoderOptions& options, models::BertConfig& model);
 
+/// --dtype, for parse_dtype.
+void add_dtype(CLI::App& app, std::string& dtype);
+DType parse_dtype(const std::string& name);
+
 /// What CLI11 cannot check: a model of dropout 0 gets dtype and device by their names. Throws UsageError for
 /// a device that is not one and heads that do not divide hidden, Error for a device that is not there.
 void finish_model(models::BertConfig& model, const std::string& dtype, const std::string& device);

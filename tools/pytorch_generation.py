@@ -14,7 +14,7 @@ import time
 
 import torch
 import torch.nn.functional as F
-from pytorch_bert import BertForMaskedLm, Config, SelfAttention
+from pytorch_bert import DTYPES, BertForMaskedLm, Config, SelfAttention
 from torch import Tensor
 
 
@@ -117,7 +117,7 @@ def measure(config: Config, position: int, steps: int, warmup: int, threads: int
     after_import = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     torch.set_num_threads(threads)
     torch.set_num_interop_threads(1)
-    torch.set_default_dtype({"f32": torch.float32, "f64": torch.float64}[dtype])
+    torch.set_default_dtype(DTYPES[dtype])
     torch.manual_seed(seed)
     check_steps(config)
     generator = Generator(config)

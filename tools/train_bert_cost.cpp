@@ -88,9 +88,7 @@ void add_options(CLI::App& app, Options& options) {
   app.add_option("--device", options.device,
                  "cpu, cuda or cuda:N, or meta: exact memory and FLOPs of any size, nothing is run")
       ->capture_default_str();
-  app.add_option("--dtype", options.dtype, "f32 or f64")
-      ->check(CLI::IsMember({"f32", "f64"}))
-      ->capture_default_str();
+  add_dtype(app, options.dtype);
   app.add_flag("--tf32", options.tf32, "on a GPU: let matrix products round f32 operands to TF32");
   app.add_flag("--causal", model.causal, "a token sees only itself and what stands before it");
   add_size_options(app, model);

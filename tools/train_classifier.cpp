@@ -75,7 +75,7 @@ void finish(Options& options) {
   model.embedding =
       options.embedding == "conv" ? models::SeriesEmbedding::conv : models::SeriesEmbedding::linear;
   model.pooling = options.pooling == "flatten" ? models::Pooling::flatten : models::Pooling::mean;
-  model.options.device = options.experiment.device();
+  model.options = options.experiment.tensor_options();
 }
 
 /// What is done, in words; --quiet keeps only what a reader of the table must know.

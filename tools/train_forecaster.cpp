@@ -111,7 +111,7 @@ void finish(Options& options) {
   } catch (const Error& error) {
     throw UsageError(error.what());
   }
-  model.options.device = options.experiment.device();
+  model.options = options.experiment.tensor_options();
 }
 
 using DataOfHorizon = std::map<int64_t, std::shared_ptr<const ForecastingData>>;

@@ -19,6 +19,7 @@ struct Options {
   std::string attention = "ea-6";
   DecoderOptions decoder = {.positions = "sinusoidal"};
   std::string device = "cpu";
+  std::string dtype = "f32";
   std::string json;
   int threads = num_threads();
   LmTraining training = {.model = {.vocabulary = kByteVocabulary,
@@ -86,6 +87,7 @@ void add_options(CLI::App& app, Options& options) {
                "go on from --checkpoint; with the same options as before and --steps, bit for bit");
   app.add_option("--seed", training.seed, "of parameters and windows")->capture_default_str();
   app.add_option("--device", options.device, "cpu, cuda or cuda:N")->capture_default_str();
+  add_dtype(app, options.dtype);
   app.add_option("--threads", options.threads, "CPU threads")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
@@ -120,7 +122,7 @@ void finish(Options& options) {
   finish_decoder(options.decoder, model);
   model.positions = training.length;
   model = model.for_length(training.length);
-  model.options.device = device;
+  model.options = {.dtype = parse_dtype(options.dtype), .device = device};
   set_num_threads(options.threads);
 }
 

@@ -132,7 +132,7 @@ void finish(Options& options) {
   model.causal = true;
   model.token_types = 0;
   model.pooler = false;
-  model.options.device = options.experiment.device();
+  model.options = options.experiment.tensor_options();
   options.experiment.training.target = options.stop_at;
   options.training.sizes = sizes_of(options);
 }

@@ -26,7 +26,7 @@ constexpr int64_t kManySequences = 16;
 /// rows are too short and too far apart for the hardware to see a stream.
 constexpr int64_t kPrefetchRows = 8;
 
-/// One row of columns: sum += x, y = sum. The running sums are f64 for f32 data too, so that the error does
+/// One row of columns: sum += x, y = sum. The running sums are f64 for all data, so that the error does
 /// not grow with the length. `later` is how far ahead to prefetch.
 template <class T>
 HWY_INLINE void add_row(const T* x, int64_t cols, int64_t later, double* sum, T* y) {
@@ -77,15 +77,15 @@ void cumsum_rows(const Cumsum& args) {
       double sum = 0;
       for (int64_t r = 0; r < args.length; ++r) {
         const int64_t i = args.reverse ? args.length - 1 - r : r;
-        sum += static_cast<double>(x[i]);
-        y[i] = static_cast<T>(sum);
+        sum += static_cast<Compute<T>>(x[i]);
+        y[i] = static_cast<T>(static_cast<Compute<T>>(sum));
       }
     }
   });
 }
 
 void cumsum_kernel(const Cumsum& args) {
-  dispatch_f32_f64(args.dtype, "cumsum", [&]<class T>() {
+  dispatch_f32_f64_bf16(args.dtype, "cumsum", [&]<class T>() {
     if (args.inner == 1) {
       cumsum_rows<T>(args);
     } else {

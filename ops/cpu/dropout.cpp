@@ -56,12 +56,12 @@ void for_blocks(const RandomStream& stream, int64_t count, const Body& body) {
 
 template <class T>
 void drop(const Dropout& args) {
-  const hn::ScalableTag<T> d;
+  const hn::ScalableTag<Compute<T>> d;
   const hn::RebindToSigned<decltype(d)> di;
   const auto* x = static_cast<const T*>(args.x);
   auto* y = static_cast<T*>(args.y);
   const auto threshold = dropout_threshold(di, args.p);
-  const auto scale = hn::Set(d, static_cast<T>(1 / (1 - args.p)));
+  const auto scale = hn::Set(d, static_cast<Compute<T>>(1 / (1 - args.p)));
   for_blocks(args.stream, args.count, [&](const uint32_t* words, int64_t begin, int64_t count) HWY_ATTR {
     for_each_vector(d, 0, count, [&](int64_t i, int64_t n) HWY_ATTR {
       const auto dropped = hn::RebindMask(d, hn::Lt(load_bits24(d, words + i), threshold));
@@ -73,10 +73,10 @@ void drop(const Dropout& args) {
 
 template <class T>
 void fill_uniform(const RandomFill& args) {
-  const hn::ScalableTag<T> d;
+  const hn::ScalableTag<Compute<T>> d;
   auto* y = static_cast<T*>(args.y);
-  const auto low = hn::Set(d, static_cast<T>(args.a));
-  const auto step = hn::Set(d, static_cast<T>((args.b - args.a) * 0x1p-24));
+  const auto low = hn::Set(d, static_cast<Compute<T>>(args.a));
+  const auto step = hn::Set(d, static_cast<Compute<T>>((args.b - args.a) * 0x1p-24));
   for_blocks(args.stream, args.count, [&](const uint32_t* words, int64_t begin, int64_t count) HWY_ATTR {
     for_each_vector(d, 0, count, [&](int64_t i, int64_t n) HWY_ATTR {
       const auto value = hn::MulAdd(hn::ConvertTo(d, load_bits24(d, words + i)), step, low);
@@ -85,17 +85,18 @@ void fill_uniform(const RandomFill& args) {
   });
 }
 
-/// Box-Muller in double, lane by lane: the same values for f32 and f64, up to rounding.
+/// Box-Muller in double, lane by lane: the same values for any T, up to rounding.
 template <class T>
 void fill_normal(const RandomFill& args) {
   auto* y = static_cast<T*>(args.y);
+  const auto rounded = [](double value) { return static_cast<T>(static_cast<Compute<T>>(value)); };
   for_blocks(args.stream, args.count, [&](const uint32_t* words, int64_t begin, int64_t count) {
     for (int64_t i = 0; i < count; i += 2) {
       const double u1 = 1.0 - static_cast<double>(uniform01(words[i]));  // in (0, 1]
       const double angle = 2 * std::numbers::pi * static_cast<double>(uniform01(words[i + 1]));
       const double radius = args.b * std::sqrt(-2 * std::log(u1));
-      y[begin + i] = static_cast<T>(args.a + radius * std::cos(angle));
-      if (i + 1 < count) y[begin + i + 1] = static_cast<T>(args.a + radius * std::sin(angle));
+      y[begin + i] = rounded(args.a + radius * std::cos(angle));
+      if (i + 1 < count) y[begin + i + 1] = rounded(args.a + radius * std::sin(angle));
     }
   });
 }
@@ -103,11 +104,11 @@ void fill_normal(const RandomFill& args) {
 }  // namespace
 
 void dropout_simd(const Dropout& args) {
-  dispatch_f32_f64(args.dtype, "dropout", [&]<class T>() { drop<T>(args); });
+  dispatch_f32_f64_bf16(args.dtype, "dropout", [&]<class T>() { drop<T>(args); });
 }
 
 void random_fill_simd(const RandomFill& args) {
-  dispatch_f32_f64(args.dtype, "random_fill", [&]<class T>() {
+  dispatch_f32_f64_bf16(args.dtype, "random_fill", [&]<class T>() {
     if (args.distribution == Distribution::uniform) {
       fill_uniform<T>(args);
     } else {

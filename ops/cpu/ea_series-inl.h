@@ -270,7 +270,7 @@ struct Tile {
   int64_t last;
 };
 
-/// The layout of a tensor [batch, length, channels] and its keys' mask.
+/// The layout of a tensor [batch, length, channels] and its keys' mask; T is what is computed with.
 template <class T>
 struct Layout {
   int64_t length;
@@ -296,10 +296,11 @@ struct Layout {
   }
 
   /// Zeroes the first `rows` rows of the tile.
-  void clear(T* tensor, const Tile& tile, int64_t rows) const {
+  template <class S>
+  void clear(S* tensor, const Tile& tile, int64_t rows) const {
     const int64_t begin = tile.first * kLanes<T>, end = std::min(channels, tile.last * kLanes<T>);
     for (int64_t row = 0; row < rows; ++row) {
-      std::fill_n(tensor + offset(tile.batch, row, tile.first), end - begin, T(0));
+      std::fill_n(tensor + offset(tile.batch, row, tile.first), end - begin, S());
     }
   }
 };
@@ -322,18 +323,24 @@ void for_each_tile(const Layout<T>& layout, int64_t batch, const Body& body) {
   });
 }
 
-/// Copies rows of a partial vector to whole vectors, zeros behind.
-template <class T>
-void pad_rows(const T* from, int64_t stride, int64_t rows, int64_t lanes, T* to) {
+/// Copies rows to whole vectors of what is computed with, zeros behind a partial one; `ahead` elements from
+/// here is what comes next.
+template <class S>
+HWY_NOINLINE void pad_rows(const S* from, int64_t stride, int64_t rows, int64_t lanes, int64_t ahead,
+                           Compute<S>* to) {
+  const Tag<Compute<S>> d;
   for (int64_t row = 0; row < rows; ++row) {
-    std::fill(std::copy_n(from + row * stride, lanes, to + row * kLanes<T>), to + (row + 1) * kLanes<T>,
-              T(0));
+    prefetch(from + row * stride + ahead);
+    hn::Store(load_lanes(d, from + row * stride, lanes), d, to + row * kLanes<Compute<S>>);
   }
 }
 
-template <class T>
-void unpad_rows(const T* from, int64_t rows, int64_t lanes, T* to, int64_t stride) {
-  for (int64_t row = 0; row < rows; ++row) std::copy_n(from + row * kLanes<T>, lanes, to + row * stride);
+template <class S>
+HWY_NOINLINE void unpad_rows(const Compute<S>* from, int64_t rows, int64_t lanes, S* to, int64_t stride) {
+  const Tag<Compute<S>> d;
+  for (int64_t row = 0; row < rows; ++row) {
+    store_lanes(d, hn::Load(d, from + row * kLanes<Compute<S>>), to + row * stride, lanes);
+  }
 }
 
 /// Calls function.template operator()<kOrder>() for an even order.

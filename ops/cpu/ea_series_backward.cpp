@@ -19,15 +19,19 @@ namespace {
 /// What is done with a block of rows: all of it chunk by chunk (causal), or the queries and then the keys.
 enum class Part { kAll, kQueries, kKeys };
 
-template <class T, int kOrder>
+template <class S, int kOrder>
 class Backward {
+  template <class, int>
+  friend class Backward;
+  using T = Compute<S>;
+
  public:
   explicit Backward(const EaSeriesBackward& args)
       : args_(args),
         layout_{args.length, args.channels, args.key_mask},
-        tensors_{static_cast<const T*>(args.q),  static_cast<const T*>(args.k), static_cast<const T*>(args.v),
-                 static_cast<const T*>(args.dy), static_cast<T*>(args.dq),      static_cast<T*>(args.dk),
-                 static_cast<T*>(args.dv)},
+        tensors_{static_cast<const S*>(args.q),  static_cast<const S*>(args.k), static_cast<const S*>(args.v),
+                 static_cast<const S*>(args.dy), static_cast<S*>(args.dq),      static_cast<S*>(args.dk),
+                 static_cast<S*>(args.dv)},
         stream_(can_stream(args.dq) && can_stream(args.dk) && can_stream(args.dv)) {}
 
   void run() const {
@@ -62,7 +66,7 @@ class Backward {
   static constexpr int64_t kCarryRows = Moments<T, kOrder>::kRows;
 
   bool can_stream(const void* tensor) const {
-    return may_stream<T>(tensor, args_.batch * args_.length, args_.channels);
+    return may_stream<S>(tensor, args_.batch * args_.length, args_.channels);
   }
 
   /// Rows [begin, end) as far as they exist, vector by vector. The state holds each vector's sums A, B.
@@ -77,7 +81,7 @@ class Backward {
     const T* carry_row =
         static_cast<const T*>(args_.carry) + (tile.batch * carries + carry) * kCarryRows * stride;
     for (int64_t vector = tile.first; vector < tile.last; ++vector) {
-      const BackwardRows<T> block{tensors_.at(layout_.offset(tile.batch, begin, vector)),
+      const BackwardRows<S> block{tensors_.at(layout_.offset(tile.batch, begin, vector)),
                                   carry_row + vector * kLanes<T>,
                                   stride,
                                   layout_.lanes(vector),
@@ -87,30 +91,39 @@ class Backward {
                                   ahead,
                                   stream_};
       T* of_vector = state + (vector - tile.first) * kState;
-      block.lanes == kLanes<T> ? walk<kPart>(block, of_vector) : walk_padded<kPart>(block, of_vector);
+      if constexpr (std::is_same_v<S, T>) {
+        if (block.lanes == kLanes<T>) {
+          walk<kPart>(block, of_vector);
+          continue;
+        }
+      }
+      walk_padded<kPart>(block, of_vector);
     }
   }
 
-  /// The last, partial vector of channels: through buffers of whole vectors.
+  /// The last, partial vector of channels, and bf16: through buffers of whole vectors of T.
   template <Part kPart>
-  HWY_NOINLINE static void walk_padded(const BackwardRows<T>& block, T* state) {
+  HWY_NOINLINE static void walk_padded(const BackwardRows<S>& block, T* state) {
     alignas(64) T padded[7][kEaSeriesChunk * kLanes<T>];
-    const auto pad = [&](const T* from, T* to) { pad_rows(from, block.stride, block.rows, block.lanes, to); };
-    const auto unpad = [&](const T* from, T* to) {
+    const auto pad = [&](const S* from, T* to) {
+      pad_rows(from, block.stride, block.rows, block.lanes, block.ahead, to);
+    };
+    const auto unpad = [&](const T* from, S* to) {
       unpad_rows(from, block.rows, block.lanes, to, block.stride);
     };
     if (kPart != Part::kKeys) pad(block.q, padded[0]), pad(block.dy, padded[3]);
     if (kPart != Part::kQueries) pad(block.k, padded[1]), pad(block.v, padded[2]);
-    walk<kPart>({{padded[0], padded[1], padded[2], padded[3], padded[4], padded[5], padded[6]},
-                 block.carry,
-                 block.carry_stride,
-                 block.lanes,
-                 block.visible,
-                 block.rows,
-                 kLanes<T>,
-                 0,
-                 false},
-                state);
+    Backward<T, kOrder>::template walk<kPart>(
+        {{padded[0], padded[1], padded[2], padded[3], padded[4], padded[5], padded[6]},
+         block.carry,
+         block.carry_stride,
+         block.lanes,
+         block.visible,
+         block.rows,
+         kLanes<T>,
+         0,
+         false},
+        state);
     if (kPart != Part::kKeys) unpad(padded[4], block.dq);
     if (kPart != Part::kQueries) unpad(padded[5], block.dk), unpad(padded[6], block.dv);
   }
@@ -136,7 +149,7 @@ class Backward {
 
   const EaSeriesBackward& args_;
   Layout<T> layout_;
-  BackwardTensors<T> tensors_;
+  BackwardTensors<S> tensors_;
   bool stream_;
 };
 
@@ -144,7 +157,7 @@ class Backward {
 }  // namespace ea_series
 
 void ea_series_backward_simd(const EaSeriesBackward& args) {
-  dispatch_f32_f64(args.dtype, "ea_series_backward", [&]<class T>() {
+  dispatch_f32_f64_bf16(args.dtype, "ea_series_backward", [&]<class T>() {
     ea_series::dispatch_order(args.order, [&]<int kOrder>() { ea_series::Backward<T, kOrder>(args).run(); });
   });
 }

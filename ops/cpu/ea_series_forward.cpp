@@ -52,19 +52,23 @@ HWY_INLINE void walk_rows(const ForwardRows<T> rows, Moments<T, kOrder>& moments
   }
 }
 
-template <class T, int kOrder>
+template <class S, int kOrder>
 class Forward {
+  template <class, int>
+  friend class Forward;
+  using T = Compute<S>;
+
  public:
   explicit Forward(const EaSeriesForward& args)
       : args_(args),
         layout_{args.length, args.channels, args.key_mask},
-        q_(static_cast<const T*>(args.q)),
-        k_(static_cast<const T*>(args.k)),
-        v_(static_cast<const T*>(args.v)),
-        y_(static_cast<T*>(args.y)),
+        q_(static_cast<const S*>(args.q)),
+        k_(static_cast<const S*>(args.k)),
+        v_(static_cast<const S*>(args.v)),
+        y_(static_cast<S*>(args.y)),
         carry_(static_cast<T*>(args.carry)),
         start_(args.state),
-        stream_(may_stream<T>(y_, args.batch * args.length, args.channels)) {}
+        stream_(may_stream<S>(y_, args.batch * args.length, args.channels)) {}
 
   void run() const {
     for_each_tile(layout_, args_.batch, [this](const Tile& tile) {
@@ -139,16 +143,20 @@ class Forward {
     const int64_t offset = layout_.offset(batch, begin, vector), stride = args_.channels;
     const bool* visible = layout_.visible(batch, begin);
     const int64_t ahead = begin + rows + kBlock <= args_.length ? kBlock * stride : 0;
-    ForwardRows<T> block{q_ + offset, k_ + offset, v_ + offset, y_ + offset, visible,
-                         rows,        stride,      ahead,       stream_};
-    if (lanes == kLanes<T>) return walk_vector<kAddKeys, kAnswerQueries>(block, state);
-
+    if constexpr (std::is_same_v<S, T>) {
+      if (lanes == kLanes<T>) {
+        return walk_vector<kAddKeys, kAnswerQueries>(
+            {q_ + offset, k_ + offset, v_ + offset, y_ + offset, visible, rows, stride, ahead, stream_},
+            state);
+      }
+    }
+    // A partial vector, or bf16: through buffers of whole vectors of T.
     alignas(64) T padded[4][kBlock * kLanes<T>];
-    if (kAnswerQueries) pad_rows(block.q, stride, rows, lanes, padded[0]);
-    if (kAddKeys) pad_rows(block.k, stride, rows, lanes, padded[1]);
-    if (kAddKeys) pad_rows(block.v, stride, rows, lanes, padded[2]);
-    block = {padded[0], padded[1], padded[2], padded[3], visible, rows, kLanes<T>, 0, false};
-    walk_vector<kAddKeys, kAnswerQueries>(block, state);
+    if (kAnswerQueries) pad_rows(q_ + offset, stride, rows, lanes, ahead, padded[0]);
+    if (kAddKeys) pad_rows(k_ + offset, stride, rows, lanes, ahead, padded[1]);
+    if (kAddKeys) pad_rows(v_ + offset, stride, rows, lanes, ahead, padded[2]);
+    Forward<T, kOrder>::template walk_vector<kAddKeys, kAnswerQueries>(
+        {padded[0], padded[1], padded[2], padded[3], visible, rows, kLanes<T>, 0, false}, state);
     if (kAnswerQueries) unpad_rows(padded[3], rows, lanes, y_ + offset, stride);
   }
 
@@ -170,10 +178,10 @@ class Forward {
 
   const EaSeriesForward& args_;
   Layout<T> layout_;
-  const T* q_;
-  const T* k_;
-  const T* v_;
-  T* y_;
+  const S* q_;
+  const S* k_;
+  const S* v_;
+  S* y_;
   T* carry_;
   ChannelStates<T, kOrder> start_;
   bool stream_;
@@ -183,7 +191,7 @@ class Forward {
 }  // namespace ea_series
 
 void ea_series_forward_simd(const EaSeriesForward& args) {
-  dispatch_f32_f64(args.dtype, "ea_series_forward", [&]<class T>() {
+  dispatch_f32_f64_bf16(args.dtype, "ea_series_forward", [&]<class T>() {
     ea_series::dispatch_order(args.order, [&]<int kOrder>() { ea_series::Forward<T, kOrder>(args).run(); });
   });
 }

@@ -83,12 +83,13 @@ HWY_INLINE Vec<T> step(Moments<T, kOrder>& moments, Vec<T> q, Vec<T> k, Vec<T> v
   return answer(moments, q);
 }
 
-template <class T, int kOrder>
+template <class S, int kOrder>
 void step_all(const EaSeriesStep& args) {
+  using T = Compute<S>;
   constexpr int64_t kVectorsPerThread = 16;  // a vector takes 0.3 us, most of it to transpose its state
-  const auto *q = static_cast<const T*>(args.q), *k = static_cast<const T*>(args.k),
-             *v = static_cast<const T*>(args.v);
-  auto* y = static_cast<T*>(args.y);
+  const auto *q = static_cast<const S*>(args.q), *k = static_cast<const S*>(args.k),
+             *v = static_cast<const S*>(args.v);
+  auto* y = static_cast<S*>(args.y);
   const ChannelStates<T, kOrder> states(args.state);
   // Batch entries lie one behind the other, like more channels.
   const int64_t channels = args.batch * args.channels, vectors = (channels + kLanes<T> - 1) / kLanes<T>;
@@ -113,7 +114,7 @@ void step_all(const EaSeriesStep& args) {
 }  // namespace ea_series
 
 void ea_series_step_simd(const EaSeriesStep& args) {
-  dispatch_f32_f64(args.dtype, "ea_series_step", [&]<class T>() {
+  dispatch_f32_f64_bf16(args.dtype, "ea_series_step", [&]<class T>() {
     ea_series::dispatch_order(args.order, [&]<int kOrder>() { ea_series::step_all<T, kOrder>(args); });
   });
 }

@@ -96,7 +96,7 @@ HWY_INLINE V apply(D d, V a, V b) {
 
 template <class T, BinaryOp op>
 void binary_dense(const T* a, const T* b, T* y, int64_t count) {
-  const hn::ScalableTag<T> d;
+  const hn::ScalableTag<Compute<T>> d;
   for_each_vector(d, 0, count, [=](int64_t i, int64_t n) HWY_ATTR {
     store_lanes(d, apply<op>(d, load_lanes(d, a + i, n), load_lanes(d, b + i, n)), y + i, n);
   });
@@ -143,7 +143,7 @@ void binary_typed(const BinaryForward& args) {
 }
 
 void binary_forward_kernel(const BinaryForward& args) {
-  dispatch_f32_f64(args.dtype, "binary_forward", [&]<class T>() { binary_typed<T>(args); });
+  dispatch_f32_f64_bf16(args.dtype, "binary_forward", [&]<class T>() { binary_typed<T>(args); });
 }
 
 template <class T>
@@ -179,7 +179,7 @@ void where_loop(const Where& args) {
 }
 
 void where_kernel(const Where& args) {
-  dispatch_f32_f64(args.dtype, "where", [&]<class T>() { where_loop<T>(args); });
+  dispatch_f32_f64_bf16(args.dtype, "where", [&]<class T>() { where_loop<T>(args); });
 }
 
 /// y = x converted, for elements [begin, end).

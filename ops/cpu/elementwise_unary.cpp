@@ -133,7 +133,7 @@ void forward_loop(const UnaryForward& args) {
   const T* x = static_cast<const T*>(args.x);
   T* y = static_cast<T*>(args.y);
   parallel_elements(args.count, [&](int64_t begin, int64_t end) HWY_ATTR {
-    const hn::ScalableTag<T> d;
+    const hn::ScalableTag<Compute<T>> d;
     const auto p = parameters(d, args);
     for_each_vector(d, begin, end, [&](int64_t i, int64_t n) HWY_ATTR {
       store_lanes(d, forward<op>(d, load_lanes(d, x + i, n), p), y + i, n);
@@ -147,7 +147,7 @@ void backward_loop(const UnaryBackward& args) {
   const T* dy = static_cast<const T*>(args.dy);
   T* dx = static_cast<T*>(args.dx);
   parallel_elements(args.count, [&](int64_t begin, int64_t end) HWY_ATTR {
-    const hn::ScalableTag<T> d;
+    const hn::ScalableTag<Compute<T>> d;
     const auto p = parameters(d, args);
     for_each_vector(d, begin, end, [&](int64_t i, int64_t n) HWY_ATTR {
       const auto result = backward<op>(d, load_lanes(d, saved + i, n), load_lanes(d, dy + i, n), p);
@@ -194,13 +194,13 @@ void dispatch_op(UnaryOp op, const Function& function) {
 }
 
 void unary_forward_kernel(const UnaryForward& args) {
-  dispatch_f32_f64(args.dtype, "unary_forward", [&]<class T>() {
+  dispatch_f32_f64_bf16(args.dtype, "unary_forward", [&]<class T>() {
     dispatch_op(args.op, [&]<UnaryOp op>() { forward_loop<T, op>(args); });
   });
 }
 
 void unary_backward_kernel(const UnaryBackward& args) {
-  dispatch_f32_f64(args.dtype, "unary_backward", [&]<class T>() {
+  dispatch_f32_f64_bf16(args.dtype, "unary_backward", [&]<class T>() {
     dispatch_op(args.op, [&]<UnaryOp op>() { backward_loop<T, op>(args); });
   });
 }

@@ -32,36 +32,38 @@ int64_t count_targets(const int64_t* target, int64_t rows, int64_t classes, int6
 
 template <class T>
 void cross_entropy_forward_rows(const CrossEntropyForward& args) {
-  const hn::ScalableTag<T> d;
+  const hn::ScalableTag<Compute<T>> d;
   const int64_t counted = count_targets(args.target, args.rows, args.classes, args.ignore_index);
-  T* logsumexp = static_cast<T*>(args.logsumexp);
-  T* row_loss = static_cast<T*>(args.row_loss);
+  auto* logsumexp = static_cast<Compute<T>*>(args.logsumexp);
+  auto* row_loss = static_cast<Compute<T>*>(args.row_loss);
   parallel_for(args.rows, rows_per_thread(args.classes), [&](int64_t begin, int64_t end) HWY_ATTR {
     for (int64_t r = begin; r < end; ++r) {
       logsumexp[r] = row_loss[r] = 0;
       if (args.target[r] == args.ignore_index) continue;
       const T* x = static_cast<const T*>(args.logits) + r * args.classes;
-      const T largest =
+      const Compute<T> largest =
           max_terms(d, args.classes, [&](int64_t i, int64_t n) HWY_ATTR { return load_lanes(d, x + i, n); });
       const auto shift = hn::Set(d, largest);
       const double sum = sum_terms(d, 0, args.classes, [&](int64_t i, int64_t n) HWY_ATTR {
         return ExpNonPositive(d, hn::Sub(load_lanes(d, x + i, n), shift));
       });
       const double logarithm = std::log(sum);
-      logsumexp[r] = static_cast<T>(largest + logarithm);
-      row_loss[r] = static_cast<T>(static_cast<double>(largest) - x[args.target[r]] + logarithm);
+      const auto at_target = static_cast<Compute<T>>(x[args.target[r]]);
+      logsumexp[r] = static_cast<Compute<T>>(largest + logarithm);
+      row_loss[r] = static_cast<Compute<T>>(static_cast<double>(largest) - at_target + logarithm);
     }
   });
   double total = 0;
   for (int64_t r = 0; r < args.rows; ++r) total += row_loss[r];
-  *static_cast<T*>(args.loss) = static_cast<T>(counted == 0 ? 0 : total / static_cast<double>(counted));
+  *static_cast<Compute<T>*>(args.loss) =
+      static_cast<Compute<T>>(counted == 0 ? 0 : total / static_cast<double>(counted));
 }
 
 template <class T>
 void cross_entropy_backward_rows(const CrossEntropyBackward& args) {
-  const hn::ScalableTag<T> d;
+  const hn::ScalableTag<Compute<T>> d;
   const int64_t counted = count_targets(args.target, args.rows, args.classes, args.ignore_index);
-  const double scale = static_cast<double>(*static_cast<const T*>(args.dloss)) / static_cast<double>(counted);
+  const double scale = *static_cast<const Compute<T>*>(args.dloss) / static_cast<double>(counted);
   parallel_for(args.rows, rows_per_thread(args.classes), [&](int64_t begin, int64_t end) HWY_ATTR {
     for (int64_t r = begin; r < end; ++r) {
       const T* x = static_cast<const T*>(args.logits) + r * args.classes;
@@ -70,23 +72,24 @@ void cross_entropy_backward_rows(const CrossEntropyBackward& args) {
         std::fill_n(dx, args.classes, T(0));
         continue;
       }
-      const T logsumexp = static_cast<const T*>(args.logsumexp)[r];
+      const Compute<T> logsumexp = static_cast<const Compute<T>*>(args.logsumexp)[r];
       // expm1 keeps the digits of softmax - 1 where the target's softmax is close to 1.
-      const double at_target = std::expm1(static_cast<double>(x[args.target[r]]) - logsumexp) * scale;
+      const double logit = static_cast<Compute<T>>(x[args.target[r]]);
+      const double at_target = std::expm1(logit - logsumexp) * scale;
       const auto shift = hn::Set(d, logsumexp);
-      const auto scale_lanes = hn::Set(d, static_cast<T>(scale));
+      const auto scale_lanes = hn::Set(d, static_cast<Compute<T>>(scale));
       for_each_vector(d, 0, args.classes, [&](int64_t i, int64_t n) HWY_ATTR {
         const auto e = ExpNonPositive(d, hn::Sub(load_lanes(d, x + i, n), shift));
         store_lanes(d, hn::Mul(e, scale_lanes), dx + i, n);
       });
-      dx[args.target[r]] = static_cast<T>(at_target);
+      dx[args.target[r]] = static_cast<T>(static_cast<Compute<T>>(at_target));
     }
   });
 }
 
 template <class T>
 void pointwise_forward(const PointwiseLossForward& args) {
-  const hn::ScalableTag<T> d;
+  const hn::ScalableTag<Compute<T>> d;
   const T* x = static_cast<const T*>(args.x);
   const T* target = static_cast<const T*>(args.target);
   const bool square = args.kind == PointwiseLoss::mse;
@@ -94,20 +97,19 @@ void pointwise_forward(const PointwiseLossForward& args) {
     const auto difference = hn::Sub(load_lanes(d, x + i, n), load_lanes(d, target + i, n));
     return square ? hn::Mul(difference, difference) : hn::Abs(difference);
   });
-  *static_cast<T*>(args.loss) = static_cast<T>(sum / static_cast<double>(args.count));
+  *static_cast<Compute<T>*>(args.loss) = static_cast<Compute<T>>(sum / static_cast<double>(args.count));
 }
 
 template <class T>
 void pointwise_backward(const PointwiseLossBackward& args) {
-  const hn::ScalableTag<T> d;
+  const hn::ScalableTag<Compute<T>> d;
   const T* x = static_cast<const T*>(args.x);
   const T* target = static_cast<const T*>(args.target);
   T* dx = static_cast<T*>(args.dx);
   const bool square = args.kind == PointwiseLoss::mse;
-  const double scale =
-      static_cast<double>(*static_cast<const T*>(args.dloss)) / static_cast<double>(args.count);
-  const auto scale_lanes = hn::Set(d, static_cast<T>(square ? 2 * scale : scale));
-  const auto one = hn::Set(d, T(1));
+  const double scale = *static_cast<const Compute<T>*>(args.dloss) / static_cast<double>(args.count);
+  const auto scale_lanes = hn::Set(d, static_cast<Compute<T>>(square ? 2 * scale : scale));
+  const auto one = hn::Set(d, Compute<T>(1));
   parallel_for(args.count, kElementsPerThread, [&](int64_t begin, int64_t end) HWY_ATTR {
     for_each_vector(d, begin, end, [&](int64_t i, int64_t n) HWY_ATTR {
       const auto difference = hn::Sub(load_lanes(d, x + i, n), load_lanes(d, target + i, n));
@@ -120,21 +122,22 @@ void pointwise_backward(const PointwiseLossBackward& args) {
 }
 
 void cross_entropy_forward(const CrossEntropyForward& args) {
-  dispatch_f32_f64(args.dtype, "cross_entropy_forward",
-                   [&]<class T>() { cross_entropy_forward_rows<T>(args); });
+  dispatch_f32_f64_bf16(args.dtype, "cross_entropy_forward",
+                        [&]<class T>() { cross_entropy_forward_rows<T>(args); });
 }
 
 void cross_entropy_backward(const CrossEntropyBackward& args) {
-  dispatch_f32_f64(args.dtype, "cross_entropy_backward",
-                   [&]<class T>() { cross_entropy_backward_rows<T>(args); });
+  dispatch_f32_f64_bf16(args.dtype, "cross_entropy_backward",
+                        [&]<class T>() { cross_entropy_backward_rows<T>(args); });
 }
 
 void pointwise_loss_forward(const PointwiseLossForward& args) {
-  dispatch_f32_f64(args.dtype, "pointwise_loss_forward", [&]<class T>() { pointwise_forward<T>(args); });
+  dispatch_f32_f64_bf16(args.dtype, "pointwise_loss_forward", [&]<class T>() { pointwise_forward<T>(args); });
 }
 
 void pointwise_loss_backward(const PointwiseLossBackward& args) {
-  dispatch_f32_f64(args.dtype, "pointwise_loss_backward", [&]<class T>() { pointwise_backward<T>(args); });
+  dispatch_f32_f64_bf16(args.dtype, "pointwise_loss_backward",
+                        [&]<class T>() { pointwise_backward<T>(args); });
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/parallel.h"
+#include "ops/cpu/matmul_grid.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/matmul_blocked.cpp"
@@ -10,6 +11,7 @@
 #include <hwy/highway.h>
 
 #include "ops/cpu/matmul_tile-inl.h"
+#include "ops/cpu/row-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace elwise::cpu::HWY_NAMESPACE {
@@ -34,15 +36,22 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) {
 }
 
 /// For each block of k, m, n and products: all threads pack one operand's block, then share out the tiles. A
-/// thread packs the other operand's panel into a buffer of its own, right before the tiles that use it.
-template <class T>
+/// thread packs the other operand's panel into a buffer of its own, right before the tiles that use it. a and
+/// b hold S; c holds what is computed with, T.
+template <class S>
 class BlockedMatmul {
+  using T = Compute<S>;
+
  public:
   explicit BlockedMatmul(const Matmul& args)
       : args_(args),
         share_b_(args.n <= kFewColumns && args.n < args.m),
         shared_(static_cast<T*>(args.workspace)),
-        own_(shared_ + kShared) {}
+        own_(shared_ + kHalf) {}
+
+  /// Where bf16 results stand in f32, while their sums grow: between the operands' parts of the workspace.
+  static constexpr int64_t kSums = std::is_same_v<S, T> ? 0 : kMatmulWorkspaceBytes / 4 / int64_t{sizeof(T)};
+  static T* sums(void* workspace) { return static_cast<T*>(workspace) + kShared; }
 
   void run() const {
     const int64_t products = args_.outer * args_.inner;
@@ -69,8 +78,9 @@ class BlockedMatmul {
  private:
   static constexpr int64_t kRows = kTileRows;
   static constexpr int64_t kCols = kTileCols<T>;
-  static constexpr int64_t kShared = kMatmulWorkspaceBytes / 2 / int64_t{sizeof(T)};
-  static constexpr int64_t kOwn = kShared / kMaxThreads;
+  static constexpr int64_t kHalf = kMatmulWorkspaceBytes / 2 / int64_t{sizeof(T)};
+  static constexpr int64_t kShared = kHalf - kSums;
+  static constexpr int64_t kOwn = kHalf / kMaxThreads;
   static_assert(kOwn >= kBlockK * kCols && kOwn >= kBlockK * kRows);
 
   struct Block {
@@ -114,18 +124,18 @@ class BlockedMatmul {
   void pack_a(const Block& block, int64_t product, int64_t tile, int64_t tiles, T* to) const {
     const int64_t row = tile * kRows;
     const int64_t stride_i = args_.transpose_a ? 1 : args_.lda, stride_p = args_.transpose_a ? args_.lda : 1;
-    const T* a = matrix(args_.a, args_.a_outer, args_.a_inner, block.product0 + product);
+    const S* a = matrix<S>(args_.a, args_.a_outer, args_.a_inner, block.product0 + product);
     pack_panels<kTileRows>(
-        Operand<T>{a + (block.m0 + row) * stride_i + block.k0 * stride_p, stride_i, stride_p},
+        Operand<S>{a + (block.m0 + row) * stride_i + block.k0 * stride_p, stride_i, stride_p},
         std::min(tiles * kRows, block.rows - row), block.depth, to);
   }
 
   void pack_b(const Block& block, int64_t product, int64_t panel, int64_t panels, T* to) const {
     const int64_t col = panel * kCols;
     const int64_t stride_i = args_.transpose_b ? args_.ldb : 1, stride_p = args_.transpose_b ? 1 : args_.ldb;
-    const T* b = matrix(args_.b, args_.b_outer, args_.b_inner, block.product0 + product);
+    const S* b = matrix<S>(args_.b, args_.b_outer, args_.b_inner, block.product0 + product);
     pack_panels<kTileCols<T>>(
-        Operand<T>{b + (block.n0 + col) * stride_i + block.k0 * stride_p, stride_i, stride_p},
+        Operand<S>{b + (block.n0 + col) * stride_i + block.k0 * stride_p, stride_i, stride_p},
         std::min(panels * kCols, block.cols - col), block.depth, to);
   }
 
@@ -133,7 +143,7 @@ class BlockedMatmul {
                 const T* b) const {
     const int64_t row = tile * kRows, col = panel * kCols;
     const bool first = block.k0 == 0;
-    const T* c = matrix(args_.c, args_.c_outer, args_.c_inner, block.product0 + product);
+    const T* c = matrix<T>(args_.c, args_.c_outer, args_.c_inner, block.product0 + product);
     const TileTarget<T> to{
         .c = const_cast<T*>(c) + (block.m0 + row) * args_.ldc + block.n0 + col,
         .ldc = args_.ldc,
@@ -145,8 +155,9 @@ class BlockedMatmul {
     compute_tile<T>({a, kTileRows}, {b, kTileCols<T>}, block.depth, to);
   }
 
-  const T* matrix(const void* data, int64_t outer_stride, int64_t inner_stride, int64_t product) const {
-    return static_cast<const T*>(data) + product / args_.inner * outer_stride +
+  template <class Element>
+  const Element* matrix(const void* data, int64_t outer_stride, int64_t inner_stride, int64_t product) const {
+    return static_cast<const Element*>(data) + product / args_.inner * outer_stride +
            product % args_.inner * inner_stride;
   }
 
@@ -156,7 +167,49 @@ class BlockedMatmul {
   T* own_;
 };
 
+/// c = scale * sums (+ bias) (+ c), rounded, for sums [m, n].
+void round_sums(const Matmul& args, const float* sums) {
+  const hn::ScalableTag<float> d;
+  const auto scale = hn::Set(d, static_cast<float>(args.scale));
+  const auto* bias = static_cast<const BFloat16*>(args.bias);
+  parallel_for(args.m, rows_per_thread(args.n), [&](int64_t begin, int64_t end) HWY_ATTR {
+    for (int64_t row = begin; row < end; ++row) {
+      auto* c = static_cast<BFloat16*>(args.c) + row * args.ldc;
+      for_each_vector(d, 0, args.n, [&](int64_t j, int64_t n) HWY_ATTR {
+        auto start = bias == nullptr ? hn::Zero(d) : load_lanes(d, bias + j, n);
+        if (args.accumulate) start = hn::Add(start, load_lanes(d, c + j, n));
+        store_lanes(d, hn::MulAdd(load_lanes(d, sums + row * args.n + j, n), scale, start), c + j, n);
+      });
+    }
+  });
+}
+
+/// bf16, in blocks of c whose sums in f32 fit the workspace.
+void widened(const Matmul& args) {
+  using Blocked = BlockedMatmul<BFloat16>;
+  constexpr int64_t kMostRows = 1024;
+  const int64_t cols = std::min(args.n, Blocked::kSums / std::min(args.m, kMostRows));
+  const int64_t rows = std::min(args.m, Blocked::kSums / cols);
+  for (int64_t product = 0; product < args.outer * args.inner; ++product) {
+    for (int64_t row = 0; row < args.m; row += rows) {
+      for (int64_t col = 0; col < args.n; col += cols) {
+        const Matmul block =
+            block_of(args, product, row, std::min(args.m, row + rows), col, std::min(args.n, col + cols));
+        Matmul sums = block;
+        sums.c = Blocked::sums(args.workspace);
+        sums.ldc = block.n;
+        sums.bias = nullptr;
+        sums.accumulate = false;
+        sums.scale = 1;
+        Blocked(sums).run();
+        round_sums(block, static_cast<const float*>(sums.c));
+      }
+    }
+  }
+}
+
 void blocked_kernel(const Matmul& args) {
+  if (args.dtype == DType::bf16) return widened(args);
   dispatch_f32_f64(args.dtype, "matmul", [&]<class T>() { BlockedMatmul<T>(args).run(); });
 }
 

@@ -9,6 +9,7 @@
 
 #include "core/error.h"
 #include "core/parallel.h"
+#include "ops/cpu/matmul_grid.h"
 #include "ops/cpu/matmul_routes.h"
 
 namespace elwise::cpu {
@@ -16,20 +17,24 @@ namespace {
 
 // Primitives kept by a thread; beyond that (lengths that grow step by step) it starts afresh.
 constexpr size_t kMaxCached = 512;
+
+// Threads of an entry, in its key, that is run by one thread in a parallel loop, and of one that only tells
+// whether there is a kernel for that.
+constexpr int64_t kAlone = 0, kProbe = -1;
 constexpr int64_t kMaxK = 20000;  // from here on oneDNN may split k over the threads
 
 /// What a primitive depends on. Strides between products are 0 where there is one product.
 struct Key {
   int64_t m, n, k, lda, ldb, ldc;
   int64_t outer, inner, a_outer, a_inner, b_outer, b_inner, c_outer, c_inner;
-  int64_t flags;  // bias, accumulate
-  int64_t threads;
-  int64_t scale;  // the bits of the double
+  int64_t flags;    // bias, accumulate, transposes, dtype
+  int64_t threads;  // that oneDNN shares it out to
+  int64_t scale;    // the bits of the double
 
   bool operator==(const Key&) const = default;
 };
 
-Key make_key(const Matmul& args) {
+Key make_key(const Matmul& args, int64_t threads) {
   const bool by_outer = args.outer > 1, by_inner = args.inner > 1;
   return {.m = args.m,
           .n = args.n,
@@ -45,8 +50,9 @@ Key make_key(const Matmul& args) {
           .b_inner = by_inner ? args.b_inner : 0,
           .c_outer = by_outer ? args.c_outer : 0,
           .c_inner = by_inner ? args.c_inner : 0,
-          .flags = (args.bias ? 1 : 0) | (args.accumulate ? 2 : 0),
-          .threads = num_threads(),
+          .flags = (args.bias ? 1 : 0) | (args.accumulate ? 2 : 0) | (args.transpose_a ? 4 : 0) |
+                   (args.transpose_b ? 8 : 0) | static_cast<int64_t>(args.dtype) << 4,
+          .threads = threads,
           .scale = std::bit_cast<int64_t>(args.scale)};
 }
 
@@ -104,36 +110,40 @@ dnnl::primitive_attr attributes_for(const Matmul& args) {
   return attributes;
 }
 
-Entry make_entry(const Matmul& args) {
+Entry make_entry(const Matmul& args, int64_t threads) {
   using dnnl::memory;
-  constexpr auto kF32 = memory::data_type::f32;
+  const auto type = args.dtype == DType::bf16 ? memory::data_type::bf16 : memory::data_type::f32;
   const bool single = args.outer * args.inner == 1;
   const auto matrix = [&](int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride,
                           int64_t outer_stride, int64_t inner_stride) {
-    if (single) return memory::desc({rows, cols}, kF32, {row_stride, col_stride}, true);
+    if (single) return memory::desc({rows, cols}, type, {row_stride, col_stride}, true);
     // Heads that are read in place are a 4-d product to oneDNN. The stride of a dimension of 1 has to fit,
     // too.
     const int64_t extent = std::max(rows * row_stride, cols * col_stride);
     if (args.inner == 1) inner_stride = extent;
     if (args.outer == 1) outer_stride = std::max(extent, args.inner * inner_stride);
-    return memory::desc({args.outer, args.inner, rows, cols}, kF32,
+    return memory::desc({args.outer, args.inner, rows, cols}, type,
                         {outer_stride, inner_stride, row_stride, col_stride}, true);
   };
-  const auto a = matrix(args.m, args.k, args.lda, 1, args.a_outer, args.a_inner);
-  const auto b = matrix(args.k, args.n, 1, args.ldb, args.b_outer, args.b_inner);
+  const int64_t a_m = args.transpose_a ? 1 : args.lda, a_k = args.transpose_a ? args.lda : 1;
+  const int64_t b_k = args.transpose_b ? 1 : args.ldb, b_n = args.transpose_b ? args.ldb : 1;
+  const auto a = matrix(args.m, args.k, a_m, a_k, args.a_outer, args.a_inner);
+  const auto b = matrix(args.k, args.n, b_k, b_n, args.b_outer, args.b_inner);
   const auto c = matrix(args.m, args.n, args.ldc, 1, args.c_outer, args.c_inner);
   memory::desc bias;
   if (args.bias) {
-    bias = single ? memory::desc({1, args.n}, kF32, memory::format_tag::ab)
-                  : memory::desc({1, 1, 1, args.n}, kF32, memory::format_tag::abcd);
+    bias = single ? memory::desc({1, args.n}, type, memory::format_tag::ab)
+                  : memory::desc({1, 1, 1, args.n}, type, memory::format_tag::abcd);
   }
   if (!a || !b || !c) return {};  // strides that oneDNN refuses, such as 0 for a repeated matrix
   const auto description = describe(a, b, bias, c, attributes_for(args));
-  // Of oneDNN's kernels only the AVX-512 one ("brg:avx512_core") sums over k in an order that m, n and the
-  // thread count have no part in; the GEMM it falls back to changes its ways with the thread count.
+  // Of oneDNN's kernels only the AVX-512 ones ("brg:avx512_core", "brg:avx512_core_bf16") sum over k in an
+  // order that m, n and the thread count have no part in; the GEMM it falls back to changes its ways with the
+  // thread count.
   if (!description) return {};
   const std::string_view name = description.impl_info_str();
-  if (!name.starts_with("brg") || name.find("avx512_core") == name.npos) return {};
+  const bool in_order = name.starts_with("brg") && name.find("avx512_core") != name.npos;
+  if (!in_order && !(threads <= 0 && name.starts_with("gemm:jit"))) return {};
 
   Entry entry;
   entry.primitive = dnnl::matmul(description);
@@ -146,19 +156,21 @@ Entry make_entry(const Matmul& args) {
   return entry;
 }
 
-Entry& cached_entry(const Matmul& args) {
+Entry& cached_entry(const Matmul& args, int64_t threads) {
   thread_local std::unordered_map<Key, Entry, KeyHash> cache;
-  const Key key = make_key(args);
+  const Key key = make_key(args, threads);
   const auto found = cache.find(key);
   if (found != cache.end()) return found->second;
   if (cache.size() >= kMaxCached) cache.clear();
-  return cache.emplace(key, make_entry(args)).first->second;
+  return cache.emplace(key, make_entry(args, threads)).first->second;
 }
 
-/// The workspace, or where its size does not do (it does for some 64 threads) a buffer that this thread
-/// keeps.
-void* scratch_for(const Matmul& args, size_t bytes) {
-  if (bytes <= static_cast<size_t>(kMatmulWorkspaceBytes)) return args.workspace;
+/// Part `part` of `parts` of the workspace, or where its size does not do (it does for some 64 threads) a
+/// buffer that this thread keeps.
+void* scratch_for(const Matmul& args, size_t bytes, int64_t part = 0, int64_t parts = 1) {
+  if (bytes <= static_cast<size_t>(kMatmulWorkspaceBytes / parts) && part < parts) {
+    return static_cast<std::byte*>(args.workspace) + kMatmulWorkspaceBytes / parts * part;
+  }
   thread_local std::vector<std::byte> buffer;
   if (buffer.size() < bytes + 64) buffer.resize(bytes + 64);
   void* start = buffer.data();
@@ -166,18 +178,12 @@ void* scratch_for(const Matmul& args, size_t bytes) {
   return std::align(64, bytes, start, space);
 }
 
-}  // namespace
-
-bool matmul_onednn(const Matmul& args) {
-  if (args.dtype != DType::f32 || (args.bias && args.scale != 1)) return false;
-  if (args.transpose_a || !args.transpose_b || args.k >= kMaxK) return false;
-  Entry& entry = cached_entry(args);
-  if (!entry) return false;
+void run(Entry& entry, const Matmul& args, void* scratch) {
   // oneDNN's interface knows no const; it only reads these.
   entry.a.set_data_handle(const_cast<void*>(args.a));
   entry.b.set_data_handle(const_cast<void*>(args.b));
   entry.c.set_data_handle(args.c);
-  entry.scratch.set_data_handle(scratch_for(args, entry.scratch_bytes));
+  entry.scratch.set_data_handle(scratch);
   dnnl_exec_arg_t arguments[5] = {{DNNL_ARG_SRC, entry.a.get()},
                                   {DNNL_ARG_WEIGHTS, entry.b.get()},
                                   {DNNL_ARG_DST, entry.c.get()},
@@ -192,6 +198,43 @@ bool matmul_onednn(const Matmul& args) {
   const dnnl_status_t status = dnnl_primitive_execute(entry.primitive.get(), stream.get(), count, arguments);
   ELWISE_CHECK(status == dnnl_success, "matmul: oneDNN failed with status ", status, " for [", args.m, ", ",
                args.k, "] x [", args.k, ", ", args.n, "]");
+}
+
+/// One product, on the calling thread.
+void multiply_alone(const Matmul& product) {
+  constexpr int64_t kThreads = 64;
+  Entry& entry = cached_entry(product, kAlone);
+  ELWISE_CHECK(entry, "matmul: oneDNN has no bf16 kernel for [", product.m, ", ", product.k, "] x [",
+               product.k, ", ", product.n, "]");
+  run(entry, product, scratch_for(product, entry.scratch_bytes, thread_index(), kThreads));
+}
+
+}  // namespace
+
+bool matmul_onednn(const Matmul& args) {
+  if (args.dtype != DType::f32 || (args.bias && args.scale != 1)) return false;
+  if (args.transpose_a || !args.transpose_b || args.k >= kMaxK) return false;
+  Entry& entry = cached_entry(args, num_threads());
+  if (!entry) return false;
+  run(entry, args, scratch_for(args, entry.scratch_bytes));
+  return true;
+}
+
+bool matmul_onednn_bf16(const Matmul& args) {
+  if (args.bias && args.scale != 1) return false;
+  // Operands as they are stored: at BERT-base's shapes a weight packed beforehand saves 5 to 10 % of its
+  // product, and packing it, which forward and backward need in two layouts for one product each, takes
+  // longer.
+  if (Entry& entry = cached_entry(args, num_threads())) {
+    run(entry, args, scratch_for(args, entry.scratch_bytes));
+    return true;
+  }
+  // Matrices with gaps between their rows are left to oneDNN's GEMM, in which no thread but one takes part.
+  const int64_t products = args.outer * args.inner;
+  if (products == 1 || !cached_entry(block_of(args, 0, 0, args.m, 0, args.n), kProbe)) return false;
+  parallel_for(products, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) multiply_alone(block_of(args, item, 0, args.m, 0, args.n));
+  });
   return true;
 }
 

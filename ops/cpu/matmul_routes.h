@@ -7,12 +7,12 @@ namespace elwise::cpu {
 // The ways of cpu::matmul, which picks one by shape. All of them give the same bits for any thread count, and
 // expect m, n, k and the number of products to be positive.
 
-/// Our own blocked kernel, f32 and f64, for any strides. An element is summed over k in order, in blocks of a
-/// fixed size, whatever tile it falls in.
+/// Our own blocked kernel, f32, f64 and bf16 (in f32), for any strides. An element is summed over k in order,
+/// in blocks of a fixed size, whatever tile it falls in.
 void matmul_blocked(const Matmul& args);
 
-/// For up to kMaxThinRows rows, f32 and f64: reads b once and in place, as fast as memory gives it. Elements
-/// of a must be contiguous along k where transpose_b is set.
+/// For up to kMaxThinRows rows, f32, f64 and, where transpose_b is set, bf16: reads b once and in place, as
+/// fast as memory gives it. Elements of a must be contiguous along k where transpose_b is set.
 void matmul_thin(const Matmul& args);
 inline constexpr int64_t kMaxThinRows = 8;
 
@@ -24,5 +24,10 @@ bool matmul_sgemm(const Matmul& args);
 /// oneDNN's matmul primitive, f32, b transposed and a not. False, with nothing done, where this processor,
 /// the strides or the arguments have none, or where oneDNN might split k over the threads.
 bool matmul_onednn(const Matmul& args);
+
+/// The same for bf16 products of any layout and k (but see matmul.cpp), or for many products with gaps
+/// between their rows. False, with nothing done, where this processor has no bf16 products, for one product
+/// with gaps, and for a bias beside a scale.
+bool matmul_onednn_bf16(const Matmul& args);
 
 }  // namespace elwise::cpu

@@ -9,6 +9,7 @@
 #include <hwy/highway.h>
 
 #include "ops/cpu/matmul_tile-inl.h"
+#include "ops/cpu/row-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace elwise::cpu::HWY_NAMESPACE {
@@ -36,12 +37,14 @@ struct Product {
   T* c;
   const T* bias;
   int64_t n, k, a_row, a_k, ldb, ldc;
-  T scale;
+  Compute<T> scale;
   bool accumulate;
 
-  void finish(int64_t i, int64_t j, T sum) const {
+  void finish(int64_t i, int64_t j, Compute<T> sum) const {
     T& to = c[i * ldc + j];
-    to = scale * sum + ((bias ? bias[j] : T{0}) + (accumulate ? to : T{0}));
+    Compute<T> start = bias ? static_cast<Compute<T>>(bias[j]) : 0;
+    start += accumulate ? static_cast<Compute<T>>(to) : 0;
+    to = static_cast<T>(scale * sum + start);
   }
 };
 
@@ -100,7 +103,7 @@ HWY_INLINE void sum_lanes(D d, const hn::Vec<D> (&vectors)[kCount], T* HWY_RESTR
 /// kCols columns from `begin` of all kM rows; b's rows hold k.
 template <int64_t kM, int64_t kCols, class T>
 HWY_INLINE void dot_columns(const Product<T>& product, int64_t begin) {
-  const hn::ScalableTag<T> d;
+  const hn::ScalableTag<Compute<T>> d;
   using V = hn::Vec<decltype(d)>;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   const T* HWY_RESTRICT a = product.a;
@@ -115,24 +118,27 @@ HWY_INLINE void dot_columns(const Product<T>& product, int64_t begin) {
     for (int64_t j = 0; j < kCols; ++j) {
 #pragma GCC unroll 3
       for (int64_t i = 0; i < kRowsRequests<kM>; ++i) prefetch(b + (j + kRowsAhead[i]) * product.ldb + p);
-      columns[j] = hn::LoadU(d, b + j * product.ldb + p);
+      columns[j] = load_lanes(d, b + j * product.ldb + p, lanes);
       keep_in_register(columns[j]);
     }
 #pragma GCC unroll 8
     for (int64_t i = 0; i < kM; ++i) {
-      V row = hn::LoadU(d, a + i * product.a_row + p);
+      V row = load_lanes(d, a + i * product.a_row + p, lanes);
       if constexpr (kM > 1) keep_in_register(row);
 #pragma GCC unroll 8
       for (int64_t j = 0; j < kCols; ++j)
         sums[i * kCols + j] = hn::MulAdd(row, columns[j], sums[i * kCols + j]);
     }
   }
-  T totals[kM * kCols];
+  Compute<T> totals[kM * kCols];
   sum_lanes(d, sums, totals);
   for (int64_t i = 0; i < kM; ++i) {
     for (int64_t j = 0; j < kCols; ++j) {
-      T total = totals[i * kCols + j];
-      for (int64_t q = p; q < product.k; ++q) total += a[i * product.a_row + q] * b[j * product.ldb + q];
+      Compute<T> total = totals[i * kCols + j];
+      for (int64_t q = p; q < product.k; ++q) {
+        total += static_cast<Compute<T>>(a[i * product.a_row + q]) *
+                 static_cast<Compute<T>>(b[j * product.ldb + q]);
+      }
       product.finish(i, begin + j, total);
     }
   }
@@ -222,10 +228,9 @@ HWY_NOINLINE void rows_range(const Product<T>& product, int64_t begin, int64_t e
   }
 }
 
-/// Columns [begin, end) of one product.
+/// Columns [begin, end); b's rows hold n.
 template <int64_t kM, class T>
-void columns(const Product<T>& product, bool transpose_b, int64_t begin, int64_t end) {
-  if (transpose_b) return dot_range<kM>(product, begin, end);
+void add_blocks(const Product<T>& product, int64_t begin, int64_t end) {
   for (int64_t k0 = 0; k0 < product.k; k0 += kBlockK<kM>) {
     Product<T> block = product;
     block.a += k0 * product.a_k;
@@ -237,6 +242,15 @@ void columns(const Product<T>& product, bool transpose_b, int64_t begin, int64_t
     }
     rows_range<kM>(block, begin, end);
   }
+}
+
+/// Columns [begin, end) of one product.
+template <int64_t kM, class T>
+void columns(const Product<T>& product, [[maybe_unused]] bool transpose_b, int64_t begin, int64_t end) {
+  if constexpr (std::is_same_v<T, Compute<T>>) {
+    if (!transpose_b) return add_blocks<kM>(product, begin, end);
+  }
+  dot_range<kM>(product, begin, end);
 }
 
 /// Calls function.template operator()<kM>() for m = kM rows, up to kMaxThinRows.
@@ -261,7 +275,7 @@ Product<T> make_product(const Matmul& args, int64_t index) {
           .a_k = args.transpose_a ? args.lda : 1,
           .ldb = args.ldb,
           .ldc = args.ldc,
-          .scale = static_cast<T>(args.scale),
+          .scale = static_cast<Compute<T>>(args.scale),
           .accumulate = args.accumulate};
 }
 
@@ -285,7 +299,7 @@ void thin(const Matmul& args) {
 }
 
 void thin_kernel(const Matmul& args) {
-  dispatch_f32_f64(args.dtype, "matmul", [&]<class T>() { thin<T>(args); });
+  dispatch_f32_f64_bf16(args.dtype, "matmul", [&]<class T>() { thin<T>(args); });
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include <hwy/highway.h>
 
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 HWY_BEFORE_NAMESPACE();
@@ -96,23 +97,29 @@ HWY_INLINE void transpose_panel(const Operand<T>& from, int64_t depth, T* HWY_RE
   }
 }
 
-/// Packs [width, depth] of `from` as panels [depth][kWidth], with zeros from `width` on.
-template <int kWidth, class T>
-HWY_NOINLINE void pack_panels(const Operand<T>& from, int64_t width, int64_t depth, T* HWY_RESTRICT to) {
-  const int64_t full = width / kWidth;
-  if (from.stride_i == 1) copy_panels<kWidth>(from, full, depth, to);
-  for (int64_t i0 = from.stride_i == 1 ? full * kWidth : 0; i0 < width; i0 += kWidth) {
-    const Operand<T> panel{from.data + i0 * from.stride_i, from.stride_i, from.stride_p};
+/// Packs [width, depth] of `from` as panels [depth][kWidth], with zeros from `width` on; bf16 as f32.
+template <int kWidth, class S, class T>
+HWY_NOINLINE void pack_panels(const Operand<S>& from, int64_t width, int64_t depth, T* HWY_RESTRICT to) {
+  constexpr bool kSame = std::is_same_v<S, T>;  // else element by element: this is no processor's fast way
+  const int64_t full = kSame && from.stride_i == 1 ? width / kWidth * kWidth : 0;
+  if constexpr (kSame) {
+    if (full > 0) copy_panels<kWidth>(from, full / kWidth, depth, to);
+  }
+  for (int64_t i0 = full; i0 < width; i0 += kWidth) {
+    const Operand<S> panel{from.data + i0 * from.stride_i, from.stride_i, from.stride_p};
     T* HWY_RESTRICT target = to + i0 * depth;
     const int64_t rows = width - i0 < kWidth ? width - i0 : kWidth;
     int64_t p = 0;
-    if (rows == kWidth && from.stride_p == 1) {
-      transpose_panel<kWidth>(panel, depth, target);
-      p = depth - depth % static_cast<int64_t>(64 / sizeof(T));
+    if constexpr (kSame) {
+      if (rows == kWidth && from.stride_p == 1) {
+        transpose_panel<kWidth>(panel, depth, target);
+        p = depth - depth % static_cast<int64_t>(64 / sizeof(T));
+      }
     }
     for (; p < depth; ++p) {
       for (int64_t i = 0; i < kWidth; ++i) {
-        target[p * kWidth + i] = i < rows ? panel.data[i * panel.stride_i + p * panel.stride_p] : T{0};
+        target[p * kWidth + i] =
+            i < rows ? static_cast<T>(panel.data[i * panel.stride_i + p * panel.stride_p]) : T{0};
       }
     }
   }

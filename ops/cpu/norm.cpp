@@ -27,18 +27,25 @@ HWY_INLINE void prefetch_next(const void* matrix, int64_t row, int64_t cols, int
 /// `stream`: results bypass the caches.
 template <class T>
 void normalise_row(const LayerNormForward& args, int64_t row, bool stream) {
-  const hn::ScalableTag<T> d;
+  const hn::ScalableTag<Compute<T>> d;
   const int64_t cols = args.cols;
   const T* x = static_cast<const T*>(args.x) + row * cols;
   const T* residual = args.residual == nullptr ? nullptr : static_cast<const T*>(args.residual) + row * cols;
   T* sum = args.sum == nullptr ? nullptr : static_cast<T*>(args.sum) + row * cols;
   const auto load_h = [&](int64_t i, int64_t n) HWY_ATTR {
     const auto v = load_lanes(d, x + i, n);
-    return residual == nullptr ? v : hn::Add(v, load_lanes(d, residual + i, n));
+    if (residual == nullptr) return v;
+    const auto h = hn::Add(v, load_lanes(d, residual + i, n));
+    if constexpr (std::is_same_v<T, BFloat16>) {  // as `sum` stores it, which backward sees
+      return Bf16BitsToFloat(d, FloatToBf16Bits(d, h));
+    } else {
+      return h;
+    }
   };
 
   // Differences from the first element keep the mean exact for a constant row, however small eps is.
-  const T first = residual == nullptr ? x[0] : x[0] + residual[0];
+  auto first = static_cast<Compute<T>>(x[0]);
+  if (residual != nullptr) first += static_cast<Compute<T>>(residual[0]);
   const auto first_lanes = hn::Set(d, first);
   const double count = static_cast<double>(cols);
   const double shift = sum_terms(d, 0, cols, [&](int64_t i, int64_t n) HWY_ATTR {
@@ -50,7 +57,7 @@ void normalise_row(const LayerNormForward& args, int64_t row, bool stream) {
     x = sum;
     residual = nullptr;
   }
-  const T mean = static_cast<T>(first + shift / count);
+  const auto mean = static_cast<Compute<T>>(first + shift / count);
   const auto mean_lanes = hn::Set(d, mean);
   const double squares = sum_terms(d, 0, cols, [&](int64_t i, int64_t n) HWY_ATTR {
     prefetch_next<T>(args.x, row, cols, i);
@@ -58,9 +65,9 @@ void normalise_row(const LayerNormForward& args, int64_t row, bool stream) {
     const auto centred = hn::Sub(load_h(i, n), mean_lanes);
     return hn::Mul(centred, centred);
   });
-  const T rstd = static_cast<T>(1 / std::sqrt(squares / count + args.eps));
-  static_cast<T*>(args.mean)[row] = mean;
-  static_cast<T*>(args.rstd)[row] = rstd;
+  const auto rstd = static_cast<Compute<T>>(1 / std::sqrt(squares / count + args.eps));
+  static_cast<Compute<T>*>(args.mean)[row] = mean;
+  static_cast<Compute<T>*>(args.rstd)[row] = rstd;
 
   const auto rstd_lanes = hn::Set(d, rstd);
   const T* weight = static_cast<const T*>(args.weight);
@@ -77,8 +84,9 @@ void normalise_row(const LayerNormForward& args, int64_t row, bool stream) {
 /// One row of LayerNormBackward; adds its part to dweight and dbias [cols] unless they are null. With
 /// z = (h - mean) * rstd and g = dy * weight: dx = rstd * (g - mean(g) - z * mean(g * z)) + dsum.
 template <class T>
-void backward_row(const LayerNormBackward& args, int64_t row, T* dweight, T* dbias, bool stream) {
-  using D = hn::ScalableTag<T>;
+void backward_row(const LayerNormBackward& args, int64_t row, Compute<T>* dweight, Compute<T>* dbias,
+                  bool stream) {
+  using D = hn::ScalableTag<Compute<T>>;
   using V = hn::Vec<D>;
   const D d;
   const int64_t cols = args.cols;
@@ -86,8 +94,8 @@ void backward_row(const LayerNormBackward& args, int64_t row, T* dweight, T* dbi
   const T* dy = static_cast<const T*>(args.dy) + row * cols;
   const T* dsum = args.dsum == nullptr ? nullptr : static_cast<const T*>(args.dsum) + row * cols;
   const T* weight = static_cast<const T*>(args.weight);
-  const V mean = hn::Set(d, static_cast<const T*>(args.mean)[row]);
-  const V rstd = hn::Set(d, static_cast<const T*>(args.rstd)[row]);
+  const V mean = hn::Set(d, static_cast<const Compute<T>*>(args.mean)[row]);
+  const V rstd = hn::Set(d, static_cast<const Compute<T>*>(args.rstd)[row]);
   const auto load_z = [&](int64_t i, int64_t n)
                           HWY_ATTR { return hn::Mul(hn::Sub(load_lanes(d, h + i, n), mean), rstd); };
   const auto weigh = [&](V v, int64_t i, int64_t n) HWY_ATTR {
@@ -102,8 +110,8 @@ void backward_row(const LayerNormBackward& args, int64_t row, T* dweight, T* dbi
     const V g = weigh(dy_lanes, i, n);
     return Terms<D, 2>{{g, hn::Mul(g, z)}};
   });
-  const V mean_g = hn::Set(d, static_cast<T>(sums[0] / static_cast<double>(cols)));
-  const V mean_gz = hn::Set(d, static_cast<T>(sums[1] / static_cast<double>(cols)));
+  const V mean_g = hn::Set(d, static_cast<Compute<T>>(sums[0] / static_cast<double>(cols)));
+  const V mean_gz = hn::Set(d, static_cast<Compute<T>>(sums[1] / static_cast<double>(cols)));
   T* dx = static_cast<T*>(args.dx) + row * cols;
   for_each_vector(d, 0, cols, [&](int64_t i, int64_t n) HWY_ATTR {
     prefetch_next<T>(args.h, row, cols, i);
@@ -120,19 +128,19 @@ void backward_row(const LayerNormBackward& args, int64_t row, T* dweight, T* dbi
 /// result [cols] = the sum of the rows of partials [count, cols], in pairs of pairs: accurate, and in an
 /// order that no thread count changes. Overwrites partials.
 template <class T>
-void add_partials(T* partials, int64_t count, int64_t cols, T* result) {
-  const hn::ScalableTag<T> d;
+void add_partials(Compute<T>* partials, int64_t count, int64_t cols, T* result) {
+  const hn::ScalableTag<Compute<T>> d;
   parallel_for(cols, rows_per_thread(count), [&](int64_t begin, int64_t end) HWY_ATTR {
     for (int64_t step = 1; step < count; step *= 2) {
       for (int64_t p = 0; p + step < count; p += 2 * step) {
-        T* to = partials + p * cols;
-        const T* from = to + step * cols;
+        Compute<T>* to = partials + p * cols;
+        const Compute<T>* from = to + step * cols;
         for_each_vector(d, begin, end, [&](int64_t i, int64_t n) HWY_ATTR {
           store_lanes(d, hn::Add(load_lanes(d, to + i, n), load_lanes(d, from + i, n)), to + i, n);
         });
       }
     }
-    for (int64_t i = begin; i < end; ++i) result[i] = count == 0 ? T(0) : partials[i];
+    for (int64_t i = begin; i < end; ++i) result[i] = count == 0 ? T(0.0F) : static_cast<T>(partials[i]);
   });
 }
 
@@ -156,17 +164,17 @@ int64_t count_partials(int64_t rows) {
 /// The rows of partial p, and their sums where they are asked for.
 template <class T>
 void backward_partial(const LayerNormBackward& args, int64_t p) {
-  T *dweight = nullptr, *dbias = nullptr;
+  Compute<T>*dweight = nullptr, *dbias = nullptr;
   if (args.partials != nullptr) {
-    dweight = static_cast<T*>(args.partials) + p * args.cols;
+    dweight = static_cast<Compute<T>*>(args.partials) + p * args.cols;
     dbias = dweight + count_partials(args.rows) * args.cols;
-    std::fill_n(dweight, args.cols, T(0));
-    std::fill_n(dbias, args.cols, T(0));
+    std::fill_n(dweight, args.cols, Compute<T>(0));
+    std::fill_n(dbias, args.cols, Compute<T>(0));
   }
   const int64_t end = std::min(args.rows, (p + 1) * kRowsPerPartial);
   const bool stream = may_stream<T>(args.dx, args.rows, args.cols);
   for (int64_t row = p * kRowsPerPartial; row < end; ++row) {
-    backward_row(args, row, dweight, dbias, stream);
+    backward_row<T>(args, row, dweight, dbias, stream);
   }
   hwy::FlushStream();
 }
@@ -178,7 +186,7 @@ void backward(const LayerNormBackward& args) {
   parallel_for(count, grain, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) backward_partial<T>(args, p);
   });
-  T* partials = static_cast<T*>(args.partials);
+  auto* partials = static_cast<Compute<T>*>(args.partials);
   if (args.dweight != nullptr) add_partials(partials, count, args.cols, static_cast<T*>(args.dweight));
   if (args.dbias != nullptr) {
     add_partials(partials + count * args.cols, count, args.cols, static_cast<T*>(args.dbias));
@@ -186,11 +194,11 @@ void backward(const LayerNormBackward& args) {
 }
 
 void layer_norm_forward(const LayerNormForward& args) {
-  dispatch_f32_f64(args.dtype, "layer_norm_forward", [&]<class T>() { forward<T>(args); });
+  dispatch_f32_f64_bf16(args.dtype, "layer_norm_forward", [&]<class T>() { forward<T>(args); });
 }
 
 void layer_norm_backward(const LayerNormBackward& args) {
-  dispatch_f32_f64(args.dtype, "layer_norm_backward", [&]<class T>() { backward<T>(args); });
+  dispatch_f32_f64_bf16(args.dtype, "layer_norm_backward", [&]<class T>() { backward<T>(args); });
 }
 
 }  // namespace

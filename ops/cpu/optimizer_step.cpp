@@ -14,14 +14,37 @@ HWY_BEFORE_NAMESPACE();
 namespace elwise::cpu::HWY_NAMESPACE {
 namespace {
 
+/// The parameters of a step as they are computed with: read from the master copy and written to both where
+/// there is one.
+template <class T>
+struct Parameters {
+  T* param;
+  Compute<T>* master;
+
+  template <class D>
+  HWY_INLINE hn::VFromD<D> load(D d, int64_t i, int64_t n) const {
+    return master != nullptr ? load_lanes(d, master + i, n) : load_lanes(d, param + i, n);
+  }
+  template <class D>
+  HWY_INLINE void store(D d, hn::VFromD<D> v, int64_t i, int64_t n) const {
+    if (master != nullptr) store_lanes(d, v, master + i, n);
+    store_lanes(d, v, param + i, n);
+  }
+};
+
+template <class T, class Arguments>
+Parameters<T> parameters_of(const Arguments& args) {
+  return {static_cast<T*>(args.param), static_cast<Compute<T>*>(args.master)};
+}
+
 template <class T>
 void adam_range(const AdamStep& args, int64_t begin, int64_t end) {
-  const hn::ScalableTag<T> d;
-  T* param = static_cast<T*>(args.param);
+  const hn::ScalableTag<Compute<T>> d;
+  const auto params = parameters_of<T>(args);
   const T* grad = static_cast<const T*>(args.grad);
-  T* mean = static_cast<T*>(args.m);
-  T* square = static_cast<T*>(args.v);
-  const auto set = [d](double value) HWY_ATTR { return hn::Set(d, static_cast<T>(value)); };
+  auto* mean = static_cast<Compute<T>*>(args.m);
+  auto* square = static_cast<Compute<T>*>(args.v);
+  const auto set = [d](double value) HWY_ATTR { return hn::Set(d, static_cast<Compute<T>>(value)); };
   const auto keep = set(args.decoupled ? 1 - args.lr * args.weight_decay : 1);
   const auto regularisation = set(args.weight_decay);
   const bool regularised = !args.decoupled && args.weight_decay != 0;
@@ -30,7 +53,7 @@ void adam_range(const AdamStep& args, int64_t begin, int64_t end) {
   const auto eps = set(args.eps), v_scale = set(args.v_scale), step_size = set(args.step_size);
   const bool adaptive = args.adaptive;
   for_each_vector(d, begin, end, [&](int64_t i, int64_t n) HWY_ATTR {
-    const auto p = load_lanes(d, param + i, n);
+    const auto p = params.load(d, i, n);
     auto g = load_lanes(d, grad + i, n);
     if (regularised) g = hn::MulAdd(regularisation, p, g);
     const auto m = hn::MulAdd(beta1, load_lanes(d, mean + i, n), hn::Mul(rest1, g));
@@ -38,22 +61,22 @@ void adam_range(const AdamStep& args, int64_t begin, int64_t end) {
     const auto move = adaptive ? hn::Div(m, hn::MulAdd(hn::Sqrt(v), v_scale, eps)) : m;
     store_lanes(d, m, mean + i, n);
     store_lanes(d, v, square + i, n);
-    store_lanes(d, hn::NegMulAdd(step_size, move, hn::Mul(p, keep)), param + i, n);
+    params.store(d, hn::NegMulAdd(step_size, move, hn::Mul(p, keep)), i, n);
   });
 }
 
 template <class T>
 void sgd_range(const SgdStep& args, int64_t begin, int64_t end) {
-  const hn::ScalableTag<T> d;
-  T* param = static_cast<T*>(args.param);
+  const hn::ScalableTag<Compute<T>> d;
+  const auto params = parameters_of<T>(args);
   const T* grad = static_cast<const T*>(args.grad);
-  T* velocity = args.momentum == 0 ? nullptr : static_cast<T*>(args.velocity);
-  const auto lr = hn::Set(d, static_cast<T>(args.lr));
-  const auto weight_decay = hn::Set(d, static_cast<T>(args.weight_decay));
-  const auto momentum = hn::Set(d, static_cast<T>(args.momentum));
+  auto* velocity = args.momentum == 0 ? nullptr : static_cast<Compute<T>*>(args.velocity);
+  const auto lr = hn::Set(d, static_cast<Compute<T>>(args.lr));
+  const auto weight_decay = hn::Set(d, static_cast<Compute<T>>(args.weight_decay));
+  const auto momentum = hn::Set(d, static_cast<Compute<T>>(args.momentum));
   const bool regularised = args.weight_decay != 0, nesterov = args.nesterov, first = args.first;
   for_each_vector(d, begin, end, [&](int64_t i, int64_t n) HWY_ATTR {
-    const auto p = load_lanes(d, param + i, n);
+    const auto p = params.load(d, i, n);
     auto g = load_lanes(d, grad + i, n);
     if (regularised) g = hn::MulAdd(weight_decay, p, g);
     if (velocity != nullptr) {
@@ -61,19 +84,19 @@ void sgd_range(const SgdStep& args, int64_t begin, int64_t end) {
       store_lanes(d, v, velocity + i, n);
       g = nesterov ? hn::MulAdd(momentum, v, g) : v;
     }
-    store_lanes(d, hn::NegMulAdd(lr, g, p), param + i, n);
+    params.store(d, hn::NegMulAdd(lr, g, p), i, n);
   });
 }
 
 void adam_step(const AdamStep& args) {
-  dispatch_f32_f64(args.dtype, "adam_step", [&]<class T>() {
+  dispatch_f32_f64_bf16(args.dtype, "adam_step", [&]<class T>() {
     parallel_for(args.count, kElementsPerThread,
                  [&](int64_t begin, int64_t end) { adam_range<T>(args, begin, end); });
   });
 }
 
 void sgd_step(const SgdStep& args) {
-  dispatch_f32_f64(args.dtype, "sgd_step", [&]<class T>() {
+  dispatch_f32_f64_bf16(args.dtype, "sgd_step", [&]<class T>() {
     parallel_for(args.count, kElementsPerThread,
                  [&](int64_t begin, int64_t end) { sgd_range<T>(args, begin, end); });
   });
@@ -81,7 +104,7 @@ void sgd_step(const SgdStep& args) {
 
 template <class T>
 void squares(const SumOfSquares& args) {
-  const hn::ScalableTag<T> d;
+  const hn::ScalableTag<Compute<T>> d;
   const T* x = static_cast<const T*>(args.x);
   *args.result = parallel_sum_terms(d, args.count, [=](int64_t i, int64_t n) HWY_ATTR {
     const auto v = load_lanes(d, x + i, n);
@@ -90,7 +113,7 @@ void squares(const SumOfSquares& args) {
 }
 
 void sum_of_squares(const SumOfSquares& args) {
-  dispatch_f32_f64(args.dtype, "sum_of_squares", [&]<class T>() { squares<T>(args); });
+  dispatch_f32_f64_bf16(args.dtype, "sum_of_squares", [&]<class T>() { squares<T>(args); });
 }
 
 }  // namespace

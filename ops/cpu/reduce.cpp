@@ -26,9 +26,9 @@ constexpr int64_t kManyResults = 16;
 
 /// sum[j] += x[0, j] + ... + x[rows - 1, j], for rows 8 or 1 and j < cols.
 template <int kRows, class T>
-HWY_INLINE void add_rows(const T* x, int64_t stride, int64_t cols, T* sum) {
+HWY_INLINE void add_rows(const T* x, int64_t stride, int64_t cols, Compute<T>* sum) {
   static_assert(kRows == 8 || kRows == 1);
-  const hn::ScalableTag<T> d;
+  const hn::ScalableTag<Compute<T>> d;
   for_each_vector(d, 0, cols, [=](int64_t i, int64_t n) HWY_ATTR {
     const auto row = [=](int64_t r) HWY_ATTR { return load_lanes(d, x + r * stride + i, n); };
     auto v = row(0);
@@ -44,13 +44,13 @@ HWY_INLINE void add_rows(const T* x, int64_t stride, int64_t cols, T* sum) {
 /// sum[j] = the sum of column j, for j < cols <= kColumns. Accurate for many rows: 8 at a time are added in
 /// pairs, these in blocks of 256 rows, and then the blocks.
 template <class T>
-void sum_column_block(const T* x, int64_t stride, int64_t rows, int64_t cols, T* sum) {
+void sum_column_block(const T* x, int64_t stride, int64_t rows, int64_t cols, Compute<T>* sum) {
   constexpr int64_t kBlockRows = 256;
-  T block_sum[kColumns];
-  std::fill_n(sum, cols, T(0));
+  Compute<T> block_sum[kColumns];
+  std::fill_n(sum, cols, Compute<T>(0));
   for (int64_t block = 0; block < rows; block += kBlockRows) {
     const int64_t end = std::min(rows, block + kBlockRows);
-    std::fill_n(block_sum, cols, T(0));
+    std::fill_n(block_sum, cols, Compute<T>(0));
     int64_t r = block;
     for (; r + 8 <= end; r += 8) add_rows<8>(x + r * stride, stride, cols, block_sum);
     for (; r < end; ++r) add_rows<1>(x + r * stride, stride, cols, block_sum);
@@ -61,12 +61,12 @@ void sum_column_block(const T* x, int64_t stride, int64_t rows, int64_t cols, T*
 /// sum_column_block in parallel: the bounds of the chunks of rows depend on the shape only, and their sums
 /// are added in order.
 template <class T>
-void parallel_sum_column_block(const T* x, int64_t stride, int64_t rows, int64_t cols, T* sum) {
+void parallel_sum_column_block(const T* x, int64_t stride, int64_t rows, int64_t cols, Compute<T>* sum) {
   constexpr int64_t kMostChunks = 64;
   const int64_t least_rows = std::max<int64_t>(64, kElementsPerThread / cols);
   const int64_t chunk = std::max(least_rows, (rows + kMostChunks - 1) / kMostChunks);
   const int64_t chunks = (rows + chunk - 1) / chunk;
-  HWY_ALIGN T sums[kMostChunks * kColumns];
+  HWY_ALIGN Compute<T> sums[kMostChunks * kColumns];
   parallel_for(chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       const int64_t first = c * chunk;
@@ -78,13 +78,19 @@ void parallel_sum_column_block(const T* x, int64_t stride, int64_t rows, int64_t
 
 template <class T>
 void sum_columns(const SumForward& args) {
+  const hn::ScalableTag<Compute<T>> d;
   const T* x = static_cast<const T*>(args.x);
   T* y = static_cast<T*>(args.y);
   const int64_t blocks = (args.inner + kColumns - 1) / kColumns, results = args.outer * blocks;
-  const auto with_block = [&](int64_t result, const auto& sum_block) {
+  const auto with_block = [&](int64_t result, const auto& sum_block) HWY_ATTR {
     const int64_t o = result / blocks, first = result % blocks * kColumns;
-    sum_block(x + o * args.reduced * args.inner + first, args.inner, args.reduced,
-              std::min(kColumns, args.inner - first), y + o * args.inner + first);
+    const int64_t cols = std::min(kColumns, args.inner - first);
+    T* to = y + o * args.inner + first;
+    Compute<T> sums[kColumns];
+    sum_block(x + o * args.reduced * args.inner + first, args.inner, args.reduced, cols, sums);
+    for_each_vector(d, 0, cols, [&](int64_t i, int64_t n) HWY_ATTR {
+      store_lanes(d, load_lanes(d, sums + i, n), to + i, n);
+    });
   };
   if (results >= kManyResults) {
     const int64_t grain = rows_per_thread(args.reduced * std::min(kColumns, args.inner));
@@ -98,28 +104,30 @@ void sum_columns(const SumForward& args) {
 
 template <class T>
 void sum_rows(const SumForward& args) {
-  const hn::ScalableTag<T> d;
+  const hn::ScalableTag<Compute<T>> d;
   const T* x = static_cast<const T*>(args.x);
   T* y = static_cast<T*>(args.y);
   if (args.outer >= kManyResults) {
     parallel_for(args.outer, rows_per_thread(args.reduced), [&](int64_t begin, int64_t end) HWY_ATTR {
       for (int64_t o = begin; o < end; ++o) {
         const T* row = x + o * args.reduced;
-        y[o] = static_cast<T>(sum_terms(
-            d, 0, args.reduced, [=](int64_t i, int64_t n) HWY_ATTR { return load_lanes(d, row + i, n); }));
+        const double sum = sum_terms(
+            d, 0, args.reduced, [=](int64_t i, int64_t n) HWY_ATTR { return load_lanes(d, row + i, n); });
+        y[o] = static_cast<T>(static_cast<Compute<T>>(sum));
       }
     });
     return;
   }
   for (int64_t o = 0; o < args.outer; ++o) {
     const T* row = x + o * args.reduced;
-    y[o] = static_cast<T>(parallel_sum_terms(
-        d, args.reduced, [=](int64_t i, int64_t n) HWY_ATTR { return load_lanes(d, row + i, n); }));
+    const double sum = parallel_sum_terms(
+        d, args.reduced, [=](int64_t i, int64_t n) HWY_ATTR { return load_lanes(d, row + i, n); });
+    y[o] = static_cast<T>(static_cast<Compute<T>>(sum));
   }
 }
 
 void sum_forward_kernel(const SumForward& args) {
-  dispatch_f32_f64(args.dtype, "sum_forward", [&]<class T>() {
+  dispatch_f32_f64_bf16(args.dtype, "sum_forward", [&]<class T>() {
     if (args.inner == 1) {
       sum_rows<T>(args);
     } else {
@@ -131,19 +139,19 @@ void sum_forward_kernel(const SumForward& args) {
 /// The first place in [0, count) whose value is the largest; a NaN is larger than all.
 template <class T>
 int64_t first_largest(const T* x, int64_t count) {
-  const hn::ScalableTag<T> d;
+  const hn::ScalableTag<Compute<T>> d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  auto largest = hn::Set(d, x[0]);
+  const auto first = hn::Set(d, static_cast<Compute<T>>(x[0]));
+  auto largest = first;
   auto unordered = hn::IsNaN(largest);
   for_each_vector(d, 0, count, [&](int64_t i, int64_t n) HWY_ATTR {
-    const auto v = n == lanes ? hn::LoadU(d, x + i)
-                              : hn::IfThenElse(hn::FirstN(d, static_cast<size_t>(n)), LoadPart(d, x + i, n),
-                                               hn::Set(d, x[0]));
+    auto v = load_lanes(d, x + i, n);
+    if (n < lanes) v = hn::IfThenElse(hn::FirstN(d, static_cast<size_t>(n)), v, first);
     unordered = hn::Or(unordered, hn::IsNaN(v));
     largest = hn::Max(largest, v);
   });
   const bool has_nan = !hn::AllFalse(d, unordered);
-  const T value = ReduceMax(d, largest);
+  const Compute<T> value = ReduceMax(d, largest);
   const auto wanted = hn::Set(d, value);
   for (int64_t i = 0; i < count; i += lanes) {
     const int64_t n = std::min(lanes, count - i);
@@ -184,7 +192,8 @@ void max_columns(const MaxForward& args) {
       for (int64_t r = 1; r < args.reduced; ++r) {
         const T* row = x + r * args.inner;
         for (int64_t i = 0; i < cols; ++i) {
-          const bool larger = row[i] > y[i] || (std::isnan(row[i]) && !std::isnan(y[i]));
+          const auto value = static_cast<Compute<T>>(row[i]), most = static_cast<Compute<T>>(y[i]);
+          const bool larger = value > most || (std::isnan(value) && !std::isnan(most));
           y[i] = larger ? row[i] : y[i];
           index[i] = larger ? r : index[i];
         }
@@ -194,7 +203,7 @@ void max_columns(const MaxForward& args) {
 }
 
 void max_forward_kernel(const MaxForward& args) {
-  dispatch_f32_f64(args.dtype, "max_forward", [&]<class T>() {
+  dispatch_f32_f64_bf16(args.dtype, "max_forward", [&]<class T>() {
     if (args.inner == 1) {
       max_rows<T>(args);
     } else {

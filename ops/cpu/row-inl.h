@@ -39,6 +39,13 @@ HWY_INLINE hn::VFromD<D> load_lanes(D d, const hn::TFromD<D>* from, int64_t n) {
   return n == static_cast<int64_t>(hn::Lanes(d)) ? hn::LoadU(d, from) : LoadPart(d, from, n);
 }
 
+/// The same from bf16, as f32: a kernel of element type T works on vectors of Compute<T>.
+template <class D>
+HWY_INLINE hn::VFromD<D> load_lanes(D d, const BFloat16* from, int64_t n) {
+  const hn::Rebind<uint16_t, D> d16;
+  return Bf16BitsToFloat(d, load_lanes(d16, reinterpret_cast<const uint16_t*>(from), n));
+}
+
 /// Stores the first n lanes.
 template <class D>
 HWY_INLINE void store_lanes(D d, hn::VFromD<D> v, hn::TFromD<D>* to, int64_t n) {
@@ -49,15 +56,24 @@ HWY_INLINE void store_lanes(D d, hn::VFromD<D> v, hn::TFromD<D>* to, int64_t n) 
   }
 }
 
+/// The same of f32 to bf16, rounded to nearest even.
+template <class D>
+HWY_INLINE void store_lanes(D d, hn::VFromD<D> v, BFloat16* to, int64_t n) {
+  const hn::Rebind<uint16_t, D> d16;
+  store_lanes(d16, FloatToBf16Bits(d, v), reinterpret_cast<uint16_t*>(to), n);
+}
+
 /// Whether results [rows, cols] are written past the caches: beyond this size they would not be there any
-/// more when they are read. Their vectors must fill cache lines of their own.
+/// more when they are read. Their vectors must fill cache lines of their own; those of bf16 fill them in
+/// pairs.
 inline constexpr int64_t kStreamBytes = int64_t{8} << 20;
 
 template <class T>
 bool may_stream(const void* tensor, int64_t rows, int64_t cols) {
   constexpr int64_t kLine = 64, kSize = sizeof(T);
-  return hn::MaxLanes(hn::ScalableTag<T>()) * kSize == kLine && rows * cols * kSize >= kStreamBytes &&
-         reinterpret_cast<uintptr_t>(tensor) % kLine == 0 && cols * kSize % kLine == 0;
+  return hn::MaxLanes(hn::ScalableTag<Compute<T>>()) * sizeof(Compute<T>) == kLine &&
+         rows * cols * kSize >= kStreamBytes && reinterpret_cast<uintptr_t>(tensor) % kLine == 0 &&
+         cols * kSize % kLine == 0;
 }
 
 /// Stores the first n lanes; where `stream`, which may_stream allows, past the caches: then a
@@ -65,6 +81,12 @@ bool may_stream(const void* tensor, int64_t rows, int64_t cols) {
 template <class D>
 HWY_INLINE void store_lanes(D d, hn::VFromD<D> v, hn::TFromD<D>* to, int64_t n, bool stream) {
   stream ? hn::Stream(v, d, to) : store_lanes(d, v, to, n);
+}
+
+template <class D>
+HWY_INLINE void store_lanes(D d, hn::VFromD<D> v, BFloat16* to, int64_t n, bool stream) {
+  const hn::Rebind<uint16_t, D> d16;
+  store_lanes(d16, FloatToBf16Bits(d, v), reinterpret_cast<uint16_t*>(to), n, stream);
 }
 
 /// Calls body(i, n) for each vector of [begin, end): lanes i .. i + n - 1, n = Lanes(d) but in the last.

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "core/parallel.h"
+#include "ops/cpu/thread_scratch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/softmax.cpp"
@@ -32,12 +33,23 @@ HWY_INLINE hn::MFromD<D> load_mask(D d, const bool* visible, int64_t n) {
   }
 }
 
+/// Where a row's exponentials stand until their sum is known: in y, but for those of bf16, which are rounded
+/// once only.
+template <class T>
+Compute<T>* exponentials(T* y, int64_t count) {
+  if constexpr (std::is_same_v<T, Compute<T>>) {
+    return y;
+  } else {
+    return thread_scratch<Compute<T>>(count);
+  }
+}
+
 /// y = softmax(x) over [0, count), of which `visible` hides some columns unless it is null (kMasked false).
 /// What the hidden columns hold has no effect.
 template <class T, bool kMasked>
 void softmax_row(const T* x, T* y, int64_t count, const bool* visible) {
-  const hn::ScalableTag<T> d;
-  const auto hidden = hn::Set(d, -std::numeric_limits<T>::infinity());
+  const hn::ScalableTag<Compute<T>> d;
+  const auto hidden = hn::Set(d, -std::numeric_limits<Compute<T>>::infinity());
   const auto load_logits = [=](int64_t i, int64_t n) HWY_ATTR {
     const auto v = load_lanes(d, x + i, n);
     if constexpr (kMasked) {
@@ -46,15 +58,16 @@ void softmax_row(const T* x, T* y, int64_t count, const bool* visible) {
       return v;
     }
   };
+  Compute<T>* e = exponentials(y, count);
   const auto largest = hn::Set(d, max_terms(d, count, load_logits));
   const double sum = sum_terms(d, 0, count, [&](int64_t i, int64_t n) HWY_ATTR {
-    const auto e = ExpNonPositive(d, hn::Sub(load_logits(i, n), largest));
-    store_lanes(d, e, y + i, n);
-    return e;
+    const auto v = ExpNonPositive(d, hn::Sub(load_logits(i, n), largest));
+    store_lanes(d, v, e + i, n);
+    return v;
   });
-  const auto scale = hn::Set(d, static_cast<T>(1 / sum));
+  const auto scale = hn::Set(d, static_cast<Compute<T>>(1 / sum));
   for_each_vector(d, 0, count, [&](int64_t i, int64_t n) HWY_ATTR {
-    auto v = hn::Mul(load_lanes(d, y + i, n), scale);
+    auto v = hn::Mul(load_lanes(d, e + i, n), scale);
     if constexpr (kMasked) v = hn::IfThenElseZero(load_mask(d, visible + i, n), v);
     store_lanes(d, v, y + i, n);
   });
@@ -78,18 +91,18 @@ void forward(const SoftmaxForward& args) {
           softmax_row<T, true>(x, y, count, visible);
         }
       }
-      std::fill(y + count, y + cols, T(0));
+      std::fill(y + count, y + cols, T());
     }
   });
 }
 
 template <class T>
 void backward_row(const T* y, const T* dy, T* dx, int64_t cols) {
-  const hn::ScalableTag<T> d;
+  const hn::ScalableTag<Compute<T>> d;
   const double sum = sum_terms(d, 0, cols, [&](int64_t i, int64_t n) HWY_ATTR {
     return hn::Mul(load_lanes(d, y + i, n), load_lanes(d, dy + i, n));
   });
-  const auto dot = hn::Set(d, static_cast<T>(sum));
+  const auto dot = hn::Set(d, static_cast<Compute<T>>(sum));
   for_each_vector(d, 0, cols, [&](int64_t i, int64_t n) HWY_ATTR {
     const auto v = hn::Mul(load_lanes(d, y + i, n), hn::Sub(load_lanes(d, dy + i, n), dot));
     store_lanes(d, v, dx + i, n);
@@ -108,11 +121,11 @@ void backward(const SoftmaxBackward& args) {
 }
 
 void softmax_forward(const SoftmaxForward& args) {
-  dispatch_f32_f64(args.dtype, "softmax_forward", [&]<class T>() { forward<T>(args); });
+  dispatch_f32_f64_bf16(args.dtype, "softmax_forward", [&]<class T>() { forward<T>(args); });
 }
 
 void softmax_backward(const SoftmaxBackward& args) {
-  dispatch_f32_f64(args.dtype, "softmax_backward", [&]<class T>() { backward<T>(args); });
+  dispatch_f32_f64_bf16(args.dtype, "softmax_backward", [&]<class T>() { backward<T>(args); });
 }
 
 }  // namespace

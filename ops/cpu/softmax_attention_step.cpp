@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "ops/cpu/row-inl.h"
+#include "ops/cpu/thread_scratch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace elwise::cpu::HWY_NAMESPACE {
@@ -34,17 +35,19 @@ HWY_INLINE void prefetch_head(const T* from, int64_t head) {
 }
 
 /// The softmax of one head so far: sums relative to exp(largest).
-template <class T>
+template <class S>
 class Head {
+  using T = Compute<S>;
+
  public:
-  /// y [head] receives the sum of values. (Not HWY_INLINE: std::vector calls it, compiled for no SIMD
+  /// sums [head] receives the sum of values. (Not HWY_INLINE: std::vector calls it, compiled for no SIMD
   /// target.)
-  Head(const T* q, T* y, int64_t head, T scale) : q_(q), y_(y), head_(head), scale_(scale) {
-    std::fill_n(y, head, T(0));
+  Head(const S* q, T* sums, int64_t head, T scale) : q_(q), sums_(sums), head_(head), scale_(scale) {
+    std::fill_n(sums, head, T(0));
   }
 
   /// Adds `rows` <= kBlock rows that lie `stride` apart.
-  HWY_NOINLINE void add(const T* k, const T* v, int64_t stride, int64_t rows) {
+  HWY_NOINLINE void add(const S* k, const S* v, int64_t stride, int64_t rows) {
     const Tag<T> d;
     alignas(64) T weights[kBlock];
     std::fill_n(weights, kBlock, -std::numeric_limits<T>::infinity());
@@ -79,22 +82,22 @@ class Head {
       }
       if (row < rows)
         values = hn::MulAdd(hn::Set(d, weights[row]), load_lanes(d, v + row * stride + i, n), values);
-      const Vec<T> before = load_lanes(d, y_ + i, n);
-      store_lanes(d, hn::MulAdd(before, hn::Set(d, factor), hn::Add(values, others)), y_ + i, n);
+      const Vec<T> before = load_lanes(d, sums_ + i, n);
+      store_lanes(d, hn::MulAdd(before, hn::Set(d, factor), hn::Add(values, others)), sums_ + i, n);
     });
   }
 
-  /// Divides y by the sum of weights. At least one row was added.
-  HWY_INLINE void finish() const {
+  /// y = the sum of values over the sum of weights. At least one row was added.
+  HWY_INLINE void finish(S* y) const {
     const Tag<T> d;
     const Vec<T> inverse = hn::Set(d, 1 / sum_);
     for_each_vector(d, 0, head_, [&](int64_t i, int64_t n) HWY_ATTR {
-      store_lanes(d, hn::Mul(load_lanes(d, y_ + i, n), inverse), y_ + i, n);
+      store_lanes(d, hn::Mul(load_lanes(d, sums_ + i, n), inverse), y + i, n);
     });
   }
 
  private:
-  HWY_INLINE T dot(const T* k) const {
+  HWY_INLINE T dot(const S* k) const {
     const Tag<T> d;
     Vec<T> sum = hn::Zero(d);
     for_each_vector(d, 0, head_, [&](int64_t i, int64_t n) HWY_ATTR {
@@ -103,8 +106,8 @@ class Head {
     return ReduceSum(d, sum);
   }
 
-  const T* q_;
-  T* y_;
+  const S* q_;
+  T* sums_;
   int64_t head_;
   T scale_;
   T largest_ = -std::numeric_limits<T>::infinity();
@@ -112,26 +115,35 @@ class Head {
 };
 
 /// Heads [first, last) of one batch entry, block by block of rows: whole rows come from memory in turn.
-template <class T>
+template <class S>
 HWY_ATTR void answer_heads(const SoftmaxAttentionStep& args, int64_t batch, int64_t first, int64_t last) {
   const CachePointers& cache = args.cache;
   const int64_t stride = cache.channels, head = stride / args.heads, rows = cache.lengths[batch];
   const int64_t start = batch * cache.capacity * stride;
-  const auto *k = static_cast<const T*>(cache.k) + start, *v = static_cast<const T*>(cache.v) + start;
-  const T* q = static_cast<const T*>(args.q) + batch * stride;
-  T* y = static_cast<T*>(args.y) + batch * stride;
-  std::vector<Head<T>> heads;
-  for (int64_t h = first; h < last; ++h) {
-    heads.emplace_back(q + h * head, y + h * head, head, static_cast<T>(args.scale));
+  const auto *k = static_cast<const S*>(cache.k) + start, *v = static_cast<const S*>(cache.v) + start;
+  const S* q = static_cast<const S*>(args.q) + batch * stride + first * head;
+  S* y = static_cast<S*>(args.y) + batch * stride + first * head;
+  if (rows == 0) {
+    std::fill_n(y, (last - first) * head, S());
+    return;
   }
-  if (rows == 0) return;
+  Compute<S>* sums;
+  if constexpr (std::is_same_v<S, Compute<S>>) {
+    sums = y;
+  } else {
+    sums = thread_scratch<Compute<S>>((last - first) * head);
+  }
+  std::vector<Head<S>> heads;
+  for (int64_t h = 0; h < last - first; ++h) {
+    heads.emplace_back(q + h * head, sums + h * head, head, static_cast<Compute<S>>(args.scale));
+  }
   for (int64_t row = 0; row < rows; row += kBlock) {
     for (int64_t h = first; h < last; ++h) {
       const int64_t at = row * stride + h * head;
       heads[static_cast<size_t>(h - first)].add(k + at, v + at, stride, std::min(kBlock, rows - row));
     }
   }
-  for (const Head<T>& each : heads) each.finish();
+  for (int64_t h = 0; h < last - first; ++h) heads[static_cast<size_t>(h)].finish(y + h * head);
 }
 
 template <class T>
@@ -150,7 +162,7 @@ void answer_all(const SoftmaxAttentionStep& args) {
 }
 
 void softmax_attention_step_simd(const SoftmaxAttentionStep& args) {
-  dispatch_f32_f64(args.dtype, "softmax_attention_step", [&]<class T>() { answer_all<T>(args); });
+  dispatch_f32_f64_bf16(args.dtype, "softmax_attention_step", [&]<class T>() { answer_all<T>(args); });
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "core/cost.h"
@@ -245,6 +246,65 @@ TEST_CASE("bad sizes and too many tokens give clear errors") {
   const models::Bert model(tiny("ea-6"));
   check_error([&] { model.forward(batch_of(1, 65, test_device()).input); },
               "bert: expected at most 64 tokens, got 65 (BertConfig::for_length makes room)");
+}
+
+namespace {
+
+/// The losses of AdamW steps on masked positions of random tokens, whose labels are functions of the tokens.
+Values loss_curve(const std::string& attention, DType dtype, uint64_t seed, int steps) {
+  constexpr int64_t kBatch = 4, kLength = 32;
+  models::BertConfig config = tiny(attention);
+  config.options.dtype = dtype;
+  config.dropout = config.attention_dropout = 0;
+  config.initializer_deviation = 0.1;
+  manual_seed(seed);
+  const models::BertForMaskedLm model(config);
+  nn::Adam optimizer(model, AdamKind::adamw, {.lr = 3e-3});
+  uint64_t random = 1;
+  Values losses;
+  for (int step = 0; step < steps; ++step) {
+    std::vector<int64_t> tokens, masked, labels;
+    for (int64_t i = 0; i < kBatch * kLength; ++i) {
+      random = random * 6364136223846793005u + 1442695040888963407u;
+      tokens.push_back(static_cast<int64_t>(random >> 33) % 40);
+    }
+    for (int64_t i = 0; i < kBatch * kLength; i += 2) {
+      masked.push_back(i);
+      labels.push_back(tokens[static_cast<size_t>(i)] * 5 % 40);
+    }
+    const auto count = static_cast<int64_t>(masked.size());
+    const auto there = [](const Tensor& x) { return to(x, test_device()); };
+    const Tensor loss = model.loss(
+        {.tokens = there(from_vector(tokens, {kBatch, kLength})), .token_types = {}, .key_mask = {}},
+        there(from_vector(masked, {count})), there(from_vector(labels, {count})));
+    CHECK(loss.dtype() == DType::f32);
+    losses.push_back(loss.item());
+    loss.backward();
+    optimizer.step();
+    optimizer.zero_grad();
+  }
+  return losses;
+}
+
+double mean_difference(const Values& a, const Values& b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); ++i) sum += std::fabs(a[i] - b[i]);
+  return sum / static_cast<double>(a.size());
+}
+
+}  // namespace
+
+TEST_CASE("in bf16 the loss falls as in f32: closer to it than the next seed is") {
+  const int steps = test_device() == kCpu ? 120 : 3;  // an emulated GPU takes long
+  for (const char* attention : {"ea-6", "sa"}) {
+    const Values narrow = loss_curve(attention, DType::bf16, 7, steps);
+    const Values wide = loss_curve(attention, DType::f32, 7, steps),
+                 other = loss_curve(attention, DType::f32, 8, steps);
+    INFO(attention, ": losses from ", wide.front(), " to ", wide.back(), " in f32, to ", narrow.back(),
+         " in bf16; ", mean_difference(narrow, wide), " apart, another seed ", mean_difference(other, wide));
+    CHECK(mean_difference(narrow, wide) < mean_difference(other, wide));
+    if (test_device() == kCpu) CHECK(narrow.back() < 0.5 * narrow.front());
+  }
 }
 
 }  // namespace elwise::testing

@@ -1,8 +1,10 @@
 #include "nn/optimizer.h"
 
 #include <cmath>
+#include <memory>
 
 #include "ops/elementwise.h"
+#include "ops/view.h"
 #include "tests/support/naive_optimizer.h"
 #include "tests/support/op_test.h"
 
@@ -259,6 +261,61 @@ TEST_CASE("clipping scales all gradients to the norm and returns what it was") {
   model.bias.set_grad({});
   CHECK(clip_gradient_norm(model, 1) == 0);
   check_error([&] { clip_gradient_norm(model, 0); }, "clip_gradient_norm: expected max_norm > 0, got 0");
+}
+
+/// One parameter of 1: bf16 holds nothing between it and 1 - 2^-8.
+class One : public Module {
+ public:
+  One() : weight(full({33}, 1, {.dtype = DType::bf16})) { add_parameter("weight", weight); }
+  Tensor weight;
+};
+
+TEST_CASE("bf16: steps far below the spacing of a parameter add up in its master copy") {
+  constexpr double kRate = 1e-4;
+  const auto check = [](const char* name, auto make_optimizer) {
+    One model;
+    const std::unique_ptr<Optimizer> optimizer = make_optimizer(model);
+    for (int step = 0; step < 100; ++step) {
+      model.weight.set_grad(full({33}, 1, {.dtype = DType::bf16}));
+      optimizer->step();
+      if (step == 0) CHECK(values_of(model.weight) == Values(33, 1));
+    }
+    const Tensor master = optimizer->state().at("weight.master");
+    CHECK(master.dtype() == DType::f32);
+    check_close(values_of(master), Values(33, 0.99), testing::kF32Tolerance, name);
+    CHECK(values_of(model.weight) == values_of(cast(master, DType::bf16)));
+  };
+  check("sgd", [](const Module& model) { return std::make_unique<Sgd>(model, SgdOptions{.lr = kRate}); });
+  for (const AdamKind kind : {AdamKind::adam, AdamKind::adamw}) {
+    check("adam", [kind](const Module& model) {
+      return std::make_unique<Adam>(model, kind, AdamOptions{.lr = kRate});
+    });
+  }
+}
+
+TEST_CASE("bf16: a run that is resumed from its saved state goes on bit for bit") {
+  Model whole(DType::bf16), stopped(DType::bf16);
+  Adam optimizer(whole, AdamKind::adamw, {.lr = 1e-3}), before(stopped, AdamKind::adamw, {.lr = 1e-3});
+  const auto train = [](Model& model, Adam& with, int begin, int end) {
+    for (int step = begin; step < end; ++step) {
+      set_gradients(model, step);
+      with.step();
+    }
+  };
+  train(whole, optimizer, 0, 8);
+  train(stopped, before, 0, 3);
+  std::map<std::string, Tensor> saved;
+  for (const auto& [name, tensor] : before.state()) saved.emplace(name, elwise::clone(tensor));
+  Model resumed(DType::bf16);
+  resumed.weight.copy_from(stopped.weight);
+  resumed.bias.copy_from(stopped.bias);
+  Adam after(resumed, AdamKind::adamw, {.lr = 1e-3});
+  after.load_state(saved, before.steps());
+  train(resumed, after, 3, 8);
+  CHECK(values_of(resumed.weight) == values_of(whole.weight));
+  CHECK(values_of(after.state().at("weight.master")) == values_of(optimizer.state().at("weight.master")));
+  saved.erase("bias.master");
+  check_error([&] { after.load_state(saved, 3); }, "optimizer: the saved state lacks bias.master");
 }
 
 }  // namespace

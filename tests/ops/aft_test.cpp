@@ -27,7 +27,8 @@ OpTest aft_test(const Shape& shape, int64_t positions, bool causal, Visible visi
           [=](const std::vector<Values>& in) {
             const AttentionShape sizes{shape[0], shape[1], shape[2], causal, {in[3].begin(), in[3].end()}};
             return naive::aft(sizes, positions, in[0], in[1], in[2], in[4], Values(in[0].size(), 0)).y;
-          }};
+          },
+      .bf16_on_cpu = false};
 }
 
 /// The mechanism with fixed biases in [-magnitude, magnitude).
@@ -179,7 +180,7 @@ TEST_CASE("errors") {
   const Tensor x = uniform({2, 3, 4}), flat = uniform({3, 4}), longer = uniform({2, 5, 4}),
                w = uniform({3, 3});
   const Tensor index = zeros({2, 3, 4}, {.dtype = DType::i64}), narrow = cast(x, DType::f32);
-  check_error([&] { aft(index, index, index, w); }, "aft: expected q of dtype f32 or f64, got i64");
+  check_error([&] { aft(index, index, index, w); }, "aft: expected q of dtype f32, f64 or bf16, got i64");
   check_error([&] { aft(flat, flat, flat, w); }, "aft: expected q [batch, length, channels], got [3, 4]");
   check_error([&] { aft(x, x, narrow, w); }, "aft: expected v of f64 on cpu like q, got f32 on cpu");
   check_error([&] { aft(x, longer, x, w); }, "aft: expected k of shape [2, 3, 4], got [2, 5, 4]");

@@ -55,7 +55,7 @@ TEST_CASE("a NaN spoils only what comes after it in its own line") {
 }
 
 TEST_CASE("errors") {
-  check_error([] { cumsum(arange(3), 0); }, "cumsum: expected x of dtype f32 or f64, got i64");
+  check_error([] { cumsum(arange(3), 0); }, "cumsum: expected x of dtype f32, f64 or bf16, got i64");
   check_error([] { cumsum(uniform({2, 3}), 2); }, "shape: dimension 2 is out of range for [2, 3]");
   check_error([] { cumsum(uniform({}), 0); }, "shape: dimension 0 is out of range for []");
 }

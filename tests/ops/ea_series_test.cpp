@@ -180,7 +180,7 @@ TEST_CASE("errors") {
       check_error(run(x, x, x, order), name + ": expected an even order in 0 .. 16, got " + text +
                                            " (the polynomial of an odd order is not positive)");
     }
-    check_error(run(index, index, index), name + ": expected q of dtype f32 or f64, got i64");
+    check_error(run(index, index, index), name + ": expected q of dtype f32, f64 or bf16, got i64");
     check_error(run(flat, flat, flat), name + ": expected q [batch, length, channels], got [3, 4]");
     check_error(run(x, narrow, x), name + ": expected k of f64 on cpu like q, got f32 on cpu");
     check_error(run(x, x, longer), name + ": expected v of shape [2, 3, 4], got [2, 5, 4]");

@@ -10,7 +10,7 @@ namespace elwise::testing {
 namespace {
 
 Attention full_ea() {
-  return {.name = "ea", .run = ea, .naive = naive::ea_forward};
+  return {.name = "ea", .run = ea, .naive = naive::ea_forward, .bf16_on_cpu = false};
 }
 
 TEST_CASE("values and gradients for every mask") {
@@ -99,7 +99,7 @@ TEST_CASE("a query on one key of many that are far takes that key's value") {
 TEST_CASE("errors") {
   const Tensor x = uniform({2, 3, 4}), flat = uniform({3, 4}), longer = uniform({2, 5, 4});
   const Tensor index = zeros({2, 3, 4}, {.dtype = DType::i64}), narrow = cast(x, DType::f32);
-  check_error([&] { ea(index, index, index); }, "ea: expected q of dtype f32 or f64, got i64");
+  check_error([&] { ea(index, index, index); }, "ea: expected q of dtype f32, f64 or bf16, got i64");
   check_error([&] { ea(flat, flat, flat); }, "ea: expected q [batch, length, channels], got [3, 4]");
   check_error([&] { ea(x, narrow, x); }, "ea: expected k of f64 on cpu like q, got f32 on cpu");
   check_error([&] { ea(x, x, to(x, kMeta)); }, "ea: expected v of f64 on cpu like q, got f64 on meta");

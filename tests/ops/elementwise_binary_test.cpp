@@ -230,7 +230,7 @@ TEST_CASE("errors") {
   const Tensor mask = condition_of({2, 3});
   for (const BinaryCase& binary : binary_cases()) {
     const std::string& name = binary.name;
-    check_error([&] { binary.op(index, index); }, name + ": expected a of dtype f32 or f64, got i64");
+    check_error([&] { binary.op(index, index); }, name + ": expected a of dtype f32, f64 or bf16, got i64");
     check_error([&] { binary.op(x, cast(x, DType::f32)); },
                 name + ": expected b of f64 on cpu like a, got f32 on cpu");
     check_error([&] { binary.op(x, to(x, kMeta)); },
@@ -240,7 +240,7 @@ TEST_CASE("errors") {
   check_error([&] { where(x, x, x); }, "where: expected a condition of bool on cpu, got f64 on cpu");
   check_error([&] { where(to(mask, kMeta), x, x); },
               "where: expected a condition of bool on cpu, got bool on meta");
-  check_error([&] { where(mask, index, index); }, "where: expected a of dtype f32 or f64, got i64");
+  check_error([&] { where(mask, index, index); }, "where: expected a of dtype f32, f64 or bf16, got i64");
   check_error([&] { where(mask, x, index); }, "where: expected b of f64 on cpu like a, got i64 on cpu");
   check_error([&] { where(mask, x, row); }, "where: shapes [2, 3] and [4] do not broadcast");
   check_error([&] { where(mask, row, row); }, "where: shapes [2, 3] and [4] do not broadcast");

@@ -21,7 +21,8 @@ Attention linear_heads(int64_t heads) {
           .naive =
               [=](const AttentionShape& shape, const Values& q, const Values& k, const Values& v) {
                 return naive::linear_attention(shape, heads, q, k, v, Values(v.size(), 0)).y;
-              }};
+              },
+          .bf16_on_cpu = false};
 }
 
 /// All masks or, on an emulated GPU, which is slow, a few of them.
@@ -159,7 +160,7 @@ TEST_CASE("errors") {
   const Tensor x = uniform({2, 3, 4}), flat = uniform({3, 4}), longer = uniform({2, 5, 4});
   const Tensor index = zeros({2, 3, 4}, {.dtype = DType::i64}), narrow = cast(x, DType::f32);
   check_error([&] { linear_attention(index, index, index, 1); },
-              "linear_attention: expected q of dtype f32 or f64, got i64");
+              "linear_attention: expected q of dtype f32, f64 or bf16, got i64");
   check_error([&] { linear_attention(flat, flat, flat, 1); },
               "linear_attention: expected q [batch, length, channels], got [3, 4]");
   check_error([&] { linear_attention(x, x, narrow, 1); },

@@ -246,7 +246,7 @@ TEST_CASE("errors") {
   const Tensor logits = uniform({2, 3}), index = arange(2);
   const auto target = [](int64_t a, int64_t b) { return from_vector<int64_t>({a, b}, {2}); };
   check_error([&] { cross_entropy(index, index); },
-              "cross_entropy: expected logits of dtype f32 or f64, got i64");
+              "cross_entropy: expected logits of dtype f32, f64 or bf16, got i64");
   check_error([&] { cross_entropy(uniform({3}), index); },
               "cross_entropy: expected logits [rows, classes], got [3]");
   check_error(
@@ -293,7 +293,7 @@ TEST_CASE("errors") {
       "cross_entropy: target -100 at row 1 is outside [0, 5)");
   for (const auto& [name, loss] : {std::pair{"mse_loss", &mse_loss}, std::pair{"l1_loss", &l1_loss}}) {
     const std::string op = name;
-    check_error([&] { loss(index, index); }, op + ": expected x of dtype f32 or f64, got i64");
+    check_error([&] { loss(index, index); }, op + ": expected x of dtype f32, f64 or bf16, got i64");
     check_error([&] { loss(logits, cast(logits, DType::f32)); },
                 op + ": expected target of f64 on cpu like x, got f32 on cpu");
     check_error([&] { loss(logits, uniform({3})); }, op + ": expected target of shape [2, 3], got [3]");

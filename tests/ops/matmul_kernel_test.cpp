@@ -129,7 +129,7 @@ void check_everywhere(const Problem& problem) {
   for (const int64_t offset : {0, 1}) {
     check_problem(problem, DType::f64, kF64Tolerance, offset);
     check_problem(problem, DType::f32, kF32Tolerance, offset);
-    if (test_device() != kCpu) check_problem(problem, DType::bf16, kBf16Tolerance, offset);
+    check_problem(problem, DType::bf16, kBf16Tolerance, offset);
   }
 }
 

@@ -324,7 +324,7 @@ TEST_CASE("MatmulLog collects the products of its scope, backward included") {
 
 TEST_CASE("errors") {
   const Tensor a = uniform({2, 3}), b = uniform({4, 5}), v = uniform({3}), index = arange(3);
-  check_error([&] { matmul(index, a); }, "matmul: expected a of dtype f32 or f64, got i64");
+  check_error([&] { matmul(index, a); }, "matmul: expected a of dtype f32, f64 or bf16, got i64");
   check_error([&] { matmul(a, cast(b, DType::f32)); },
               "matmul: expected b of f64 on cpu like a, got f32 on cpu");
   check_error([&] { matmul(a, v); }, "matmul: expected matrices, got [2, 3] and [3]");
@@ -340,7 +340,7 @@ TEST_CASE("errors") {
         matmul(uniform({2, 2, 3}), uniform({3, 3, 4}));
       },
       "matmul: shapes [2] and [3] do not broadcast");
-  check_error([&] { linear(index, a); }, "linear: expected x of dtype f32 or f64, got i64");
+  check_error([&] { linear(index, a); }, "linear: expected x of dtype f32, f64 or bf16, got i64");
   check_error([&] { linear(a, cast(b, DType::f32)); },
               "linear: expected weight of f64 on cpu like x, got f32 on cpu");
   check_error([&] { linear(a, b); },

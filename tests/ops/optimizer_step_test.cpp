@@ -121,6 +121,38 @@ TEST_CASE("sgd_step: momentum, Nesterov, weight decay") {
   }
 }
 
+TEST_CASE("a master copy takes the steps in f32, and its bf16 parameter is the master rounded") {
+  const AdamOptions options{.lr = 1e-3, .weight_decay = 0.01};
+  const auto check = [](const Guarded& param, const Guarded& master, const Values& expected) {
+    check_close(master.values(), expected, kF32Tolerance, "master");
+    CHECK(param.values() == values_of(cast(to(master.get(), kCpu), DType::bf16)));
+    CHECK((param.is_intact() && master.is_intact()));
+  };
+  for (const int64_t count : counts()) {
+    const Values initial = values_of(cast(uniform({count}), DType::f32));
+    for (const AdamKind kind : {AdamKind::adam, AdamKind::adamw, AdamKind::radam}) {
+      naive::AdamState expected(initial);
+      const Guarded param(initial, DType::bf16), master(initial, DType::f32);
+      const Guarded m(expected.m, DType::f32), v(expected.v, DType::f32);
+      for (int64_t step = 1; step <= 2; ++step) {
+        const Tensor grad = on_device(uniform({count}), DType::bf16);
+        const int64_t version = master.get().storage()->version();
+        adam_step(kind, options, step, param.get(), grad, m.get(), v.get(), master.get());
+        CHECK(master.get().storage()->version() > version);
+        naive_step(kind, expected, values_of(grad), options);
+      }
+      check(param, master, expected.param);
+    }
+    const Guarded param(initial, DType::bf16), master(initial, DType::f32);
+    const Tensor grad = on_device(uniform({count}), DType::bf16);
+    Values expected = initial, none;
+    sgd_step({.lr = 1e-3}, 1, param.get(), grad, {}, master.get());
+    naive::sgd_step(expected, none, values_of(grad),
+                    {.lr = 1e-3, .momentum = 0, .weight_decay = 0, .nesterov = false});
+    check(param, master, expected);
+  }
+}
+
 TEST_CASE("clip_gradient_norm scales all gradients by one factor") {
   for (const int64_t count : counts()) {
     for (const DType dtype : test_dtypes()) {
@@ -191,7 +223,7 @@ TEST_CASE("errors") {
                        int64_t step) {
     return [=] { adam_step(AdamKind::adam, {}, step, param, grad, m, v); };
   };
-  check_error(adam(index, x, x, x, 1), "adam_step: expected param of dtype f32 or f64, got i64");
+  check_error(adam(index, x, x, x, 1), "adam_step: expected param of dtype f32, f64 or bf16, got i64");
   check_error(adam(x, narrow, x, x, 1), "adam_step: expected grad of f64 on cpu like param, got f32 on cpu");
   check_error(adam(x, other, x, x, 1), "adam_step: expected grad of shape [3], got [4]");
   check_error(adam(x, x, other, x, 1), "adam_step: expected m of shape [3], got [4]");
@@ -199,10 +231,17 @@ TEST_CASE("errors") {
   check_error(adam(x, x, x, narrow, 1),
               "adam_step: expected v of f64 on cpu for param of f64, got f32 on cpu");
   check_error(adam(x, x, x, x, 0), "adam_step: expected step >= 1, got 0");
+  check_error([&] { adam_step(AdamKind::adam, {}, 1, x, x, x, x, x); },
+              "adam_step: expected no master beside param of f64");
+  const Tensor half = cast(x, DType::bf16);
+  check_error([&] { adam_step(AdamKind::adam, {}, 1, half, half, narrow, narrow, half); },
+              "adam_step: expected master of f32 on cpu for param of bf16, got bf16 on cpu");
+  check_error([&] { sgd_step({}, 1, half, half, {}, cast(other, DType::f32)); },
+              "sgd_step: expected master of shape [3], got [4]");
   const auto sgd = [](const Tensor& param, const Tensor& grad, const Tensor& velocity, int64_t step) {
     return [=] { sgd_step({.momentum = 0.9}, step, param, grad, velocity); };
   };
-  check_error(sgd(index, x, x, 1), "sgd_step: expected param of dtype f32 or f64, got i64");
+  check_error(sgd(index, x, x, 1), "sgd_step: expected param of dtype f32, f64 or bf16, got i64");
   check_error(sgd(x, other, x, 1), "sgd_step: expected grad of shape [3], got [4]");
   check_error(sgd(x, x, other, 1), "sgd_step: expected velocity of shape [3], got [4]");
   check_error(sgd(x, x, narrow, 1),
@@ -211,7 +250,7 @@ TEST_CASE("errors") {
   check_error(sgd(x, x, x, 0), "sgd_step: expected step >= 1, got 0");
   check_error([&] { clip_gradient_norm({x}, 0); }, "clip_gradient_norm: expected max_norm > 0, got 0");
   check_error([&] { clip_gradient_norm({index}, 1); },
-              "clip_gradient_norm: expected gradient of dtype f32 or f64, got i64");
+              "clip_gradient_norm: expected gradient of dtype f32, f64 or bf16, got i64");
 }
 
 }  // namespace

@@ -220,10 +220,10 @@ TEST_CASE("sum_to undoes broadcasting") {
 
 TEST_CASE("errors") {
   const Tensor x = uniform({2, 3}), index = arange(3), none = uniform({0, 3});
-  check_error([&] { sum(index); }, "sum: expected x of dtype f32 or f64, got i64");
-  check_error([&] { sum(index, 0); }, "sum: expected x of dtype f32 or f64, got i64");
-  check_error([&] { mean(index, 0); }, "sum: expected x of dtype f32 or f64, got i64");
-  check_error([&] { max(index, 0); }, "max: expected x of dtype f32 or f64, got i64");
+  check_error([&] { sum(index); }, "sum: expected x of dtype f32, f64 or bf16, got i64");
+  check_error([&] { sum(index, 0); }, "sum: expected x of dtype f32, f64 or bf16, got i64");
+  check_error([&] { mean(index, 0); }, "sum: expected x of dtype f32, f64 or bf16, got i64");
+  check_error([&] { max(index, 0); }, "max: expected x of dtype f32, f64 or bf16, got i64");
   check_error([&] { sum(x, 2); }, "shape: dimension 2 is out of range for [2, 3]");
   check_error([&] { mean(x, -3); }, "shape: dimension -3 is out of range for [2, 3]");
   check_error([&] { max(x, 2); }, "shape: dimension 2 is out of range for [2, 3]");

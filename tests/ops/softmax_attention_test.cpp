@@ -108,7 +108,7 @@ TEST_CASE("errors") {
   const Tensor x = uniform({2, 3, 4}), flat = uniform({3, 4}), longer = uniform({2, 5, 4});
   const Tensor index = zeros({2, 3, 4}, {.dtype = DType::i64}), narrow = cast(x, DType::f32);
   check_error([&] { softmax_attention(index, index, index, 1); },
-              "softmax_attention: expected q of dtype f32 or f64, got i64");
+              "softmax_attention: expected q of dtype f32, f64 or bf16, got i64");
   check_error([&] { softmax_attention(flat, flat, flat, 1); },
               "softmax_attention: expected q [batch, length, channels], got [3, 4]");
   check_error([&] { softmax_attention(x, x, narrow, 1); },

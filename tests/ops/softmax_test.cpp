@@ -159,7 +159,7 @@ TEST_CASE("hidden columns get nothing and have no effect") {
 }
 
 TEST_CASE("errors") {
-  check_error([] { softmax(arange(3)); }, "softmax: expected x of dtype f32 or f64, got i64");
+  check_error([] { softmax(arange(3)); }, "softmax: expected x of dtype f32, f64 or bf16, got i64");
   check_error([] { softmax(uniform({2, 3}), 2); }, "shape: dimension 2 is out of range for [2, 3]");
   check_error([] { softmax(uniform({})); }, "shape: dimension -1 is out of range for []");
 }

@@ -12,12 +12,6 @@ namespace {
 
 constexpr bool kCausal[] = {false, true};
 
-/// Those that the test device computes in.
-std::vector<DType> dtypes() {
-  if (test_device() == kCpu) return {DType::f64, DType::f32};
-  return {DType::f64, DType::f32, DType::bf16};
-}
-
 Tensor on_test_device(const Tensor& x, DType dtype) {
   return to(cast(x, dtype), test_device());
 }
@@ -181,6 +175,7 @@ OpTest attention_test(const Attention& attention, const Shape& shape, bool causa
             return attention.naive(sizes, in[0], in[1], in[2]);
           }};
   test.bf16_terms = magnitude;
+  test.bf16_on_cpu = attention.bf16_on_cpu;
   return test;
 }
 
@@ -223,7 +218,7 @@ Tensor rounded_to(const Tensor& x, DType dtype) {
 }
 
 void check_attention_properties(const Attention& attention) {
-  for (const DType dtype : dtypes()) {
+  for (const DType dtype : test_dtypes_unless_refused()) {
     for (const Visible visible : kVisible) {
       check_later_tokens(attention, dtype, visible);
       for (const bool causal : kCausal) {
@@ -287,7 +282,7 @@ void check_large_scores(const Attention& attention, const Shape& shape) {
 void check_nan_stays_in_head(const Attention& attention, int64_t head, bool weighs_hidden) {
   constexpr int64_t kBatch = 2, kLength = 133, kChannels = kNanChannels, kEntry = 1, kRow = 70, kChannel = 18;
   const Shape shape{kBatch, kLength, kChannels};
-  for (const DType dtype : dtypes()) {
+  for (const DType dtype : test_dtypes_unless_refused()) {
     for (const bool causal : kCausal) {
       for (int spoilt = 0; spoilt < 3; ++spoilt) {
         if (spoilt == 2 && causal && weighs_hidden) continue;

@@ -20,6 +20,7 @@ struct Attention {
   std::string name;
   std::function<Tensor(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionOptions&)> run;
   std::function<Values(const AttentionShape&, const Values& q, const Values& k, const Values& v)> naive;
+  bool bf16_on_cpu = true;  // as in OpTest
 };
 
 /// Which keys a mask shows: all (there is no mask then), all but the last or the first ones, each with a

@@ -48,7 +48,8 @@ Evaluation evaluate(const OpTest& test, DType dtype, const Tensor& dy, Device de
   const std::vector<Tensor> inputs = leaves(test.inputs, dtype, test.gradients, device);
   Evaluation result{test.op(inputs), {}};
   if (!dy.defined()) return result;
-  result.output.backward(to(dtype == DType::f64 ? dy : cast(dy, dtype), device));
+  const DType output = result.output.dtype();  // of a loss in bf16, f32
+  result.output.backward(to(output == DType::f64 ? dy : cast(dy, output), device));
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (!is_differentiated(test.inputs[i])) continue;
     const Tensor gradient = inputs[i].grad();
@@ -131,29 +132,40 @@ double gradient_terms(DType dtype, int64_t outputs, int64_t inputs) {
   return kLargestGradient * std::sqrt(static_cast<double>(outputs) / static_cast<double>(inputs));
 }
 
-/// The op on the test device against itself on the CPU in f64.
-void check_on_device(const OpTest& test) {
-  for (const DType dtype : test_dtypes()) {
-    if (dtype == DType::bf16 && !test.in_bf16) continue;
-    const Tolerance tolerance = tolerance_of(dtype);
-    const std::string what = test.name + " " + std::string(name_of(dtype)) + " on the device";
-    const OpTest rounded = rounded_to(dtype, test);
-    const Shape shape = evaluate(rounded, DType::f64, {}).output.shape();
-    const Tensor dy = test.gradients ? output_gradient(shape, dtype) : Tensor();
-    const Evaluation expected = evaluate(rounded, DType::f64, dy);
-    const Evaluation actual = evaluate(rounded, dtype, dy, test_device());
-    CHECK_MESSAGE(actual.output.device() == test_device(), what, ": the output is elsewhere");
-    check_close(values_of(actual.output), values_of(expected.output), tolerance, what,
-                dtype == DType::bf16 ? test.bf16_terms : 0);
-    const Evaluation again = evaluate(rounded, dtype, dy, test_device());
-    CHECK_MESSAGE(same_bits(again.output, actual.output), what, ": other bits in a second run");
-    for (size_t i = 0; i < actual.gradients.size(); ++i) {
-      const std::string gradient = what + ", gradient " + std::to_string(i);
-      check_close(values_of(actual.gradients[i]), values_of(expected.gradients[i]), tolerance, gradient,
-                  gradient_terms(dtype, shape.count(), actual.gradients[i].count()));
-      CHECK_MESSAGE(same_bits(again.gradients[i], actual.gradients[i]), gradient,
-                    ": other bits in a second run");
+/// The op on the test device in `dtype` against itself on the CPU in f64.
+void check_on_device(const OpTest& test, DType dtype) {
+  if (dtype == DType::bf16 && !test.in_bf16) return;
+  if (dtype == DType::bf16 && test_device() == kCpu && !test.bf16_on_cpu) {
+    std::string message = "no error";
+    try {
+      evaluate(test, dtype, {});
+    } catch (const Error& error) {
+      message = error.what();
     }
+    CHECK_MESSAGE(message.ends_with("of dtype f32 or f64 on the CPU, got bf16"), test.name, ": ", message);
+    return;
+  }
+  const Tolerance tolerance = tolerance_of(dtype);
+  const std::string what = detail::concatenate(test.name, " ", name_of(dtype), " on ", test_device());
+  const OpTest rounded = rounded_to(dtype, test);
+  const Shape shape = evaluate(rounded, DType::f64, {}).output.shape();
+  const Tensor dy = test.gradients ? output_gradient(shape, dtype) : Tensor();
+  const Evaluation expected = evaluate(rounded, DType::f64, dy);
+  const Evaluation actual = evaluate(rounded, dtype, dy, test_device());
+  CHECK_MESSAGE(actual.output.device() == test_device(), what, ": the output is elsewhere");
+  check_close(values_of(actual.output), values_of(expected.output), tolerance, what,
+              dtype == DType::bf16 ? test.bf16_terms : 0);
+  for (size_t i = 0; i < actual.gradients.size(); ++i) {
+    check_close(values_of(actual.gradients[i]), values_of(expected.gradients[i]), tolerance,
+                what + ", gradient " + std::to_string(i),
+                gradient_terms(dtype, shape.count(), actual.gradients[i].count()));
+  }
+  if (test_device() == kCpu) return check_thread_counts(rounded, dtype, dy, actual);
+  const Evaluation again = evaluate(rounded, dtype, dy, test_device());
+  CHECK_MESSAGE(same_bits(again.output, actual.output), what, ": other bits in a second run");
+  for (size_t i = 0; i < actual.gradients.size(); ++i) {
+    CHECK_MESSAGE(same_bits(again.gradients[i], actual.gradients[i]), what, ": other bits in gradient ", i,
+                  " in a second run");
   }
 }
 
@@ -168,9 +180,12 @@ Device test_device() {
 }
 
 std::vector<DType> test_dtypes() {
-  std::vector<DType> dtypes{DType::f64, DType::f32};
-  if (test_device() != kCpu) dtypes.push_back(DType::bf16);
-  return dtypes;
+  return {DType::f64, DType::f32, DType::bf16};
+}
+
+std::vector<DType> test_dtypes_unless_refused() {
+  if (test_device() == kCpu) return {DType::f64, DType::f32};
+  return test_dtypes();
 }
 
 Values values_of(const Tensor& tensor) {
@@ -194,8 +209,12 @@ void check_close(const Values& actual, const Values& expected, Tolerance toleran
 }
 
 void check_op(const OpTest& test) {
-  if (test_device() != kCpu) return check_on_device(test);
-  for (const DType dtype : test_dtypes()) {
+  if (test_device() != kCpu) {
+    for (const DType dtype : test_dtypes()) check_on_device(test, dtype);
+    return;
+  }
+  check_on_device(test, DType::bf16);
+  for (const DType dtype : {DType::f64, DType::f32}) {
     const Tensor output = evaluate(test, dtype, {}).output;
     check_values(test, dtype, output);
     Tensor dy;

@@ -35,17 +35,18 @@ struct OpTest {
       inputs;  // f64 tensors are differentiated; others and undefined ones are passed on as they are
   /// The reference: the inputs' elements (empty for an undefined one) -> the output's.
   std::function<Values(const std::vector<Values>&)> naive;
-  bool gradients = true;  // check them
-  bool in_bf16 = true;    // on a GPU: check it in bf16, too
-  double bf16_terms = 0;  // the magnitude of what the output is a mean of, where more than its own: it has
-                          // that magnitude's digits
+  bool gradients = true;    // check them
+  bool in_bf16 = true;      // check it in bf16, too
+  bool bf16_on_cpu = true;  // false: check that the op refuses it there
+  double bf16_terms = 0;    // the magnitude of what the output is a mean of, where more than its own: it has
+                            // that magnitude's digits
 };
 
 /// Checks, in f64 and f32: the values against `naive`; the gradients, in f64 by central differences (the full
 /// Jacobian, where it has at most kJacobianEntries entries) and in f32 against those in f64; the same bits
-/// with 1, 2 and 3 threads; the shape on meta. Everything runs on NaN-filled fresh memory (ELWISE_POISON=1).
-/// Where test_device() is a GPU: values and gradients there against the CPU's, in f64, f32 and bf16, and the
-/// same bits in a second run.
+/// with 1, 2 and 3 threads; the shape on meta. In bf16: values and gradients against those in f64, and the
+/// same bits. Everything runs on NaN-filled fresh memory (ELWISE_POISON=1). Where test_device() is a GPU:
+/// values and gradients there against the CPU's, in f64, f32 and bf16, and the same bits in a second run.
 void check_op(const OpTest& test);
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 // They look for other faults, and take tens of times as long.
@@ -56,8 +57,11 @@ inline constexpr int64_t kJacobianEntries = 40'000;
 
 /// Where tests compute: the CPU or, with ELWISE_TEST_DEVICE=cuda in the environment, cuda:0.
 Device test_device();
-/// The dtypes that ops compute in there: f64, f32 and, on a GPU, bf16.
+/// The dtypes that ops compute in: f64, f32 and bf16.
 std::vector<DType> test_dtypes();
+
+/// Those of ops that refuse bf16 on the CPU.
+std::vector<DType> test_dtypes_unless_refused();
 
 /// Sizes around the widths of vectors and blocks, and an odd large one.
 inline constexpr int64_t kOddSizes[] = {1, 31, 32, 33, 63, 1027};

@@ -61,11 +61,10 @@ OpTest unaligned(const OpTest& test) {
 OpTest differentiated_alone(const OpTest& test, size_t i) {
   OpTest result = test;
   result.name += " by input " + std::to_string(i) + " alone";
-  const DType narrowest = test_device() == kCpu ? DType::f32 : DType::bf16;  // that the test computes in
   std::vector<Tensor> constants(test.inputs.size());
   for (size_t j = 0; j < constants.size(); ++j) {
     if (j == i || !is_differentiated(test.inputs[j])) continue;
-    constants[j] = cast(cast(test.inputs[j], narrowest), DType::f64);  // the same in all dtypes
+    constants[j] = cast(cast(test.inputs[j], DType::bf16), DType::f64);  // the same in all dtypes
     result.inputs[j] = Tensor();
   }
   result.op = [test, i, constants](const std::vector<Tensor>& inputs) {

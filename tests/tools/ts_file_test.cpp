@@ -183,8 +183,7 @@ TEST_CASE("missing values are interpolated, normalised series have mean 0 and de
   CHECK(batch.key_mask.to_vector<bool>() == visible);
   CHECK(batch.labels.to_vector<int64_t>() == std::vector<int64_t>{0, 0});
   CHECK(tensors.batch({1, 0}, 1, 2).values.shape() == Shape{1, 7, 2});
-  CHECK_THROWS_WITH_AS(SeriesTensors(set, {0}, second, 5, kCpu), "series: expected at most 5 values, got 6",
-                       Error);
+  CHECK_THROWS_WITH_AS(SeriesTensors(set, {0}, second, 5), "series: expected at most 5 values, got 6", Error);
 }
 
 }  // namespace elwise::tools

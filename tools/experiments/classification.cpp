@@ -183,12 +183,11 @@ Experiment Classification::experiment(int64_t batch) const {
     config.classes = static_cast<int64_t>(train_.header.labels.size());
     config.positions = positions();
     config.attention = nn::Mechanism::parse(id.attention);
-    const Device device = config.options.device;
     const int64_t length = config.positions;
-    Splits splits{.train = SeriesTensors(train_, train, normalization, length, device),
+    Splits splits{.train = SeriesTensors(train_, train, normalization, length, config.options),
                   .validation = {},
-                  .test = SeriesTensors(test_, all, of_test, length, device)};
-    if (!held_out.empty()) splits.validation.emplace(train_, held_out, normalization, length, device);
+                  .test = SeriesTensors(test_, all, of_test, length, config.options)};
+    if (!held_out.empty()) splits.validation.emplace(train_, held_out, normalization, length, config.options);
     return std::make_unique<ClassificationTrial>(config, std::move(splits), train_.header.labels, id.seed,
                                                  batch);
   };

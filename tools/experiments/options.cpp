@@ -70,6 +70,7 @@ void add_experiment_options(CLI::App& app, ExperimentOptions& options) {
       ->capture_default_str();
   add_training_options(app, options.training);
   app.add_option("--device", options.device_name, "cpu, cuda or cuda:N")->capture_default_str();
+  add_dtype(app, options.dtype);
   app.add_option("--threads", options.threads,
                  "CPU threads, at most: a small step takes fewer, being faster so")
       ->check(CLI::Range(1, 1024))
@@ -88,6 +89,10 @@ void add_experiment_options(CLI::App& app, ExperimentOptions& options) {
                  "draw the results as PNG and SVG into this folder (needs python3-matplotlib); without "
                  "--json they are kept there too");
   app.add_flag("--quiet", options.quiet, "print the final table only");
+}
+
+TensorOptions ExperimentOptions::tensor_options() const {
+  return {.dtype = parse_dtype(dtype), .device = device()};
 }
 
 void finish_experiment_options(ExperimentOptions& options) {

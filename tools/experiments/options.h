@@ -9,6 +9,7 @@
 
 #include "core/device.h"
 #include "core/parallel.h"
+#include "core/tensor.h"
 #include "nn/optimizer.h"
 #include "tools/console.h"
 
@@ -37,6 +38,7 @@ struct ExperimentOptions {
   std::vector<uint64_t> seeds = {0};
   TrainingOptions training = {};
   std::string device_name = "cpu";
+  std::string dtype = "f32";
   int threads = num_threads();            // at most
   std::filesystem::path checkpoint = {};  // a folder, or none
   bool resume = false;
@@ -45,10 +47,11 @@ struct ExperimentOptions {
   bool quiet = false;
 
   Device device() const { return parse_device(device_name); }
+  TensorOptions tensor_options() const;
 };
 
 /// --attention, --seeds, --optimizer, --learning-rate, --schedule, --warmup, --weight-decay, --clip, --batch,
-/// --epochs, --patience, --device, --threads, --checkpoint, --resume, --json, --plot and --quiet.
+/// --epochs, --patience, --device, --dtype, --threads, --checkpoint, --resume, --json, --plot and --quiet.
 void add_experiment_options(CLI::App& app, ExperimentOptions& options);
 
 /// Checks what CLI11 cannot and sets the number of threads. Throws UsageError, or Error for a device that is

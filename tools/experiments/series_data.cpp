@@ -60,7 +60,7 @@ Normalization normalization_of(const SeriesSet& set, const std::vector<int64_t>&
 }
 
 SeriesTensors::SeriesTensors(const SeriesSet& set, const std::vector<int64_t>& numbers,
-                             const Normalization& normalization, int64_t length, Device device) {
+                             const Normalization& normalization, int64_t length, TensorOptions options) {
   const int64_t dimensions = set.header.dimensions;
   const auto count = static_cast<int64_t>(numbers.size());
   const Tensor values = zeros({count, length, dimensions});
@@ -80,9 +80,9 @@ SeriesTensors::SeriesTensors(const SeriesSet& set, const std::vector<int64_t>& n
     std::fill_n(visible.begin() + row * length, series.length, true);
     labels.push_back(series.label);
   }
-  all_ = {.values = elwise::to(values, device),
-          .key_mask = elwise::to(from_vector(visible, {count, length}), device),
-          .labels = elwise::to(from_vector(labels, {count}), device)};
+  all_ = {.values = elwise::to(cast(values, options.dtype), options.device),
+          .key_mask = elwise::to(from_vector(visible, {count, length}), options.device),
+          .labels = elwise::to(from_vector(labels, {count}), options.device)};
 }
 
 SeriesBatch SeriesTensors::batch(const std::vector<int64_t>& order, int64_t begin, int64_t end) const {

@@ -23,7 +23,7 @@ Normalization normalization_of(const SeriesSet& set, const std::vector<int64_t>&
 
 /// Labelled series of one batch, padded with 0 on the right.
 struct SeriesBatch {
-  Tensor values;    // f32 [batch, length, dimensions]
+  Tensor values;    // [batch, length, dimensions]
   Tensor key_mask;  // bool [batch, length]: true where the series has a value
   Tensor labels;    // i64 [batch]
 };
@@ -33,7 +33,7 @@ class SeriesTensors {
  public:
   /// The series with these numbers. NaN becomes 0, the mean. Throws Error for a series longer than `length`.
   SeriesTensors(const SeriesSet& set, const std::vector<int64_t>& numbers, const Normalization& normalization,
-                int64_t length, Device device);
+                int64_t length, TensorOptions options = {});
 
   int64_t count() const { return all_.values.size(0); }
   /// Series order[begin], .. order[end - 1].
