@@ -218,7 +218,8 @@ TEST_CASE("gradients pass an x that was overwritten") {
 
 TEST_CASE("errors") {
   const Tensor x = uniform({2, 3}), row = uniform({3}), other = uniform({4}), index = arange(3);
-  check_error([&] { layer_norm(index, {}, {}); }, "layer_norm: expected x of dtype f32 or f64, got i64");
+  check_error([&] { layer_norm(index, {}, {}); },
+              "layer_norm: expected x of dtype f32, f64 or bf16, got i64");
   check_error([&] { layer_norm(uniform({}), {}, {}); }, "layer_norm: expected x [.., cols], got []");
   check_error([&] { layer_norm(uniform({3, 0}), {}, {}); }, "layer_norm: expected x [.., cols], got [3, 0]");
   check_error([&] { layer_norm(x, other, {}); }, "layer_norm: expected weight of shape [3], got [4]");
@@ -234,7 +235,7 @@ TEST_CASE("errors") {
   check_error([&] { add_layer_norm(x, x, other, {}); },
               "add_layer_norm: expected weight of shape [3], got [4]");
   check_error([&] { add_layer_norm(index, index, {}, {}); },
-              "add_layer_norm: expected x of dtype f32 or f64, got i64");
+              "add_layer_norm: expected x of dtype f32, f64 or bf16, got i64");
 }
 
 }  // namespace
