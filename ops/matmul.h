@@ -13,7 +13,7 @@ struct MatmulOptions {
 };
 
 /// Matrix product of a [.., m, k] and b [.., k, n] -> [.., m, n]; the leading dimensions broadcast. f32, f64
-/// and, but on the CPU, bf16 with sums in f32; differentiable. Throws Error for shapes that do not fit.
+/// or bf16 with sums in f32; differentiable. Throws Error for shapes that do not fit.
 Tensor matmul(const Tensor& a, const Tensor& b, MatmulOptions options = {});
 
 /// y = x weight^T + bias: x [.., inputs], weight [outputs, inputs], bias [outputs] or undefined -> [..,

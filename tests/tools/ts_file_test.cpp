@@ -167,7 +167,7 @@ TEST_CASE("missing values are interpolated, normalised series have mean 0 and de
   CHECK(second.mean[0] == 11);
   CHECK(second.deviation[0] == doctest::Approx(std::sqrt(2)));
 
-  const SeriesTensors tensors(set, {1, 0}, second, 7, kCpu);
+  const SeriesTensors tensors(set, {1, 0}, second, 7);
   CHECK(tensors.count() == 2);
   const SeriesBatch batch = tensors.batch({1, 0}, 0, 2);
   CHECK(batch.values.shape() == Shape{2, 7, 2});
