@@ -197,6 +197,7 @@ LinearAttentionState linear_attention_state(int64_t batch, int64_t channels, int
 Tensor linear_attention_prefill(const Tensor& q, const Tensor& k, const Tensor& v,
                                 LinearAttentionState& state, const Tensor& key_mask) {
   check_attention("linear_attention_prefill", q, k, v, {.causal = true, .key_mask = key_mask});
+  refuse_bf16_on_cpu("linear_attention_prefill", "q", q);
   return run_linear_attention("linear_attention_prefill", q, k, v, q.size(1), state, key_mask);
 }
 

@@ -76,7 +76,7 @@ struct LinearLoss {
 
   /// The block's loss, with its logsumexp.
   Tensor forward(const Tensor& logits, int64_t begin, int64_t count) const {
-    const Tensor loss = empty({}, x.options()), row_loss = empty({count}, logsumexp.options());
+    const Tensor loss = empty({}, logsumexp.options()), row_loss = empty({count}, logsumexp.options());
     const Tensor targets = rows_of(target, begin, count);
     ELWISE_DISPATCH(x.device(), cross_entropy_forward,
                     {.dtype = x.dtype(),
@@ -187,11 +187,14 @@ Tensor linear_cross_entropy(const Tensor& x, const Tensor& weight, const Tensor&
   }
   check_index(kOp, "target", target, x);
   check_shape(kOp, "target", target, {x.size(0)});
-  const TensorOptions sums{.dtype = accumulation_dtype(x.dtype()), .device = x.device()};
   const int64_t row_bytes = weight.size(0) * size_of(x.dtype());
   const int64_t block_rows = std::max<int64_t>(1, most_logits / row_bytes);
-  const LinearLoss op{x.detach(), weight.detach(),          bias.defined() ? bias.detach() : bias,
-                      target,     empty({x.size(0)}, sums), block_rows};
+  const LinearLoss op{x.detach(),
+                      weight.detach(),
+                      bias.defined() ? bias.detach() : bias,
+                      target,
+                      empty({x.size(0)}, sums_beside(x)),
+                      block_rows};
   const Tensor logits = op.make_logits();
   Tensor loss;
   {
