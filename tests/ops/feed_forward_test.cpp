@@ -133,7 +133,7 @@ TEST_CASE("errors") {
   const Tensor x = uniform({2, 3}), w1 = uniform({5, 3}), w2 = uniform({4, 5}), b1 = uniform({5}),
                b2 = uniform({4});
   check_error([&] { feed_forward(arange(3), w1, b1, w2, b2); },
-              "feed_forward: expected x of dtype f32 or f64, got i64");
+              "feed_forward: expected x of dtype f32, f64 or bf16, got i64");
   check_error([&] { feed_forward(uniform({}), w1, b1, w2, b2); },
               "feed_forward: expected x [.., inputs], got []");
   check_error([&] { feed_forward(x, w2, b1, w2, b2); },
