@@ -50,7 +50,9 @@ std::vector<double> values_of(const Tensor& x) {
 void check_steps(const models::Decoder& decoder, uint64_t seed) {
   constexpr int64_t kBatch = 2, kSteps = 6;
   const models::BertConfig& config = decoder.config();
-  const double tolerance = config.options.dtype == DType::f64 ? 1e-9 : 1e-3;
+  // In bf16 BERT-base's two forms differ by 2 %: some ten roundings of 1 in 256.
+  const DType dtype = config.options.dtype;
+  const double tolerance = dtype == DType::f64 ? 1e-9 : dtype == DType::bf16 ? 0.05 : 1e-3;
   const Tensor tokens = random_tokens(config, {kSteps, kBatch}, seed);
   const NoGradGuard inference;
   const std::vector<double> expected = values_of(transpose(decoder.forward(transpose(tokens, 0, 1)), 0, 1));
