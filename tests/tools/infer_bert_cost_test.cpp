@@ -79,6 +79,18 @@ TEST_CASE("--position times steps at positions, beside the time that reading the
   }
 }
 
+TEST_CASE("--dtype bf16 halves the weights and SA's state, and leaves the moments f32") {
+  const TemporaryFolder folder;
+  const auto json = folder / "cost.json";
+  const Run result = run("--attention ea-6,sa --position 8 --steps 2 --dtype bf16 --json " + json.string());
+  CHECK_MESSAGE(result.status == 0, result.output);
+  const auto lines = json_lines(json);
+  REQUIRE(lines.size() == 2);
+  for (const nlohmann::json& line : lines) CHECK(line["dtype"] == "bf16");
+  CHECK(lines[0]["state_bytes"] == series_state_bytes(6));
+  CHECK(lines[1]["state_bytes"] == 2 * (2 * 256 * 32 * 2 + 8));
+}
+
 TEST_CASE("--profile prints and writes each kernel's time at each position") {
   const TemporaryFolder folder;
   const auto json = folder / "cost.json";
