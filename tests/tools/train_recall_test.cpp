@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
-#include <regex>
 #include <string>
 
 #include "autograd/grad_mode.h"
@@ -196,7 +195,7 @@ TEST_CASE("train_recall --plot draws the accuracies") {
   const std::pair<std::string, std::string> cases[] = {
       {good + "\n{", "bad.json:2: not JSON"},
       {"[]", "bad.json:1: expected a JSON object"},
-      {good + "\n" + std::regex_replace(good, std::regex("1}"), "0}"),
+      {good + "\n" + good.substr(0, good.size() - 2) + "0}",
        "two results of copy, sa, length 8, pairs 1, seed 0: draw runs with other settings by themselves"},
       {"{}", "nothing to draw"},
       {R"({"test_accuracy":1,"seed":0,"attention":7})", "bad.json:1: unexpected attention: 7"},
