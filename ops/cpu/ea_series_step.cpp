@@ -86,7 +86,7 @@ HWY_INLINE Vec<T> step(Moments<T, kOrder>& moments, Vec<T> q, Vec<T> k, Vec<T> v
 template <class S, int kOrder>
 void step_all(const EaSeriesStep& args) {
   using T = Compute<S>;
-  constexpr int64_t kVectorsPerThread = 16;  // a vector takes 0.3 us, most of it to transpose its state
+  constexpr int64_t kVectorsPerThread = 16;  // longer than a thread's start
   const auto *q = static_cast<const S*>(args.q), *k = static_cast<const S*>(args.k),
              *v = static_cast<const S*>(args.v);
   auto* y = static_cast<S*>(args.y);

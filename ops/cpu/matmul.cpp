@@ -44,7 +44,7 @@ bool is_large(const Matmul& args) {
 }
 
 /// oneDNN would split a k that is a large power of two over the threads where a is transposed and bf16, which
-/// would make the result depend on their count. It does so for no other k: it gets two.
+/// would make the result depend on their count. Of the k tried it did so for no other: it gets two.
 bool multiply_bf16(const Matmul& args) {
   constexpr int64_t kLeastSplit = 2048, kOff = 64;
   const auto k = static_cast<uint64_t>(args.k);

@@ -222,9 +222,9 @@ bool matmul_onednn(const Matmul& args) {
 
 bool matmul_onednn_bf16(const Matmul& args) {
   if (args.bias && args.scale != 1) return false;
-  // Operands as they are stored: at BERT-base's shapes and 512 rows a weight packed beforehand saves up to
-  // 15 % of its product, and packing it, which forward and backward need in two layouts for one product each,
-  // takes about as long.
+  // Operands as they are stored: at BERT-base's shapes a weight packed beforehand is little faster, and
+  // packing it, which forward and backward need in two layouts for one product each, takes about as long as
+  // that saves.
   if (Entry& entry = cached_entry(args, num_threads())) {
     run(entry, args, scratch_for(args, entry.scratch_bytes));
     return true;
