@@ -15,25 +15,24 @@ With --generate LIST it compares single steps of generation instead, with so man
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import pathlib
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from typing import Any, NoReturn, TextIO
 
+from comparison_table import SIDES, Configuration, describe, gibibytes, table
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BUILD_HINT = "cmake --preset release && cmake --build --preset release --target train_bert_cost infer_bert_cost"
 TORCH_HINT = "python3 -m venv DIR && DIR/bin/pip install torch, then --python DIR/bin/python"
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
-SIDES = {"elwise": "Elwise", "eager": "PyTorch eager", "compiled": "PyTorch compiled"}
 MODEL_SIZES = ("layers", "hidden", "heads", "intermediate", "vocab")
 LARGEST_ORDER = 16
 LEARNED_POSITIONS, LONGEST = 512, 8192  # Elwise's positions are learned up to here
@@ -49,20 +48,6 @@ class Failure(Exception):
 
 class ChildFailure(Exception):
     """One measurement that failed; the message is one line."""
-
-
-@dataclasses.dataclass
-class Configuration:
-    """One row of the table and what has been measured for it."""
-
-    attention: str
-    length: int  # tokens of a training step's sequence, or before a step of generation
-    batch: int
-    pairs: list[dict[str, dict[str, Any]]] = dataclasses.field(default_factory=list)  # side -> measurement
-    failed: dict[str, str] = dataclasses.field(default_factory=dict)  # side -> why
-
-    def __str__(self) -> str:
-        return f"{self.attention} batch {self.batch} length {self.length}"
 
 
 class Parser(argparse.ArgumentParser):
@@ -100,6 +85,13 @@ def attentions(text: str) -> list[str]:
     return text.split(",")
 
 
+def dtypes(text: str) -> list[str]:
+    for name in text.split(","):
+        if name not in ("f32", "f64", "bf16"):
+            raise argparse.ArgumentTypeError(f"expected f32, f64 or bf16, got '{name}'")
+    return text.split(",")
+
+
 def device(text: str) -> str:
     if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", text):
         raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got '{text}'")
@@ -119,7 +111,8 @@ def parse_arguments() -> argparse.Namespace:
         add(f"--{name}", type=positive, default=default, help=f"default: {default}")
     add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     add("--tf32", action="store_true", help="on a GPU: let matrix products round their operands to TF32")
-    add("--dtype", choices=["f32", "f64", "bf16"], default="f32", help="default: f32; bf16: ours beside f32 masters")
+    add("--dtype", type=dtypes, default=["f32"],
+        help="f32, f64 or bf16 (ours beside f32 masters), comma-separated (default: f32)")
     add("--pairs", type=positive, default=3, help="measurements of each side (default: 3)")
     add("--steps", type=positive, default=5, help="measured steps of each (default: 5)")
     add("--warmup", type=positive, default=2, help="steps before them, the first of which compiles (default: 2)")
@@ -157,7 +150,7 @@ def work(options: argparse.Namespace) -> None:
     config = Config(options.attention[0], length, options.batch[0], options.causal, options.layers, options.hidden,
                     options.heads, options.intermediate, options.vocab, max(length, LEARNED_POSITIONS))
     run = Run(options.worker == "compiled", options.optimizer, options.steps, options.warmup, options.threads,
-              options.dtype, options.seed, options.device, options.tf32)
+              options.dtype[0], options.seed, options.device, options.tf32)
     try:
         result = measure(config, run)
     except Exception as error:  # whatever PyTorch raises: its message may end in advice, its first line says what
@@ -174,7 +167,8 @@ def work_generating(options: argparse.Namespace) -> None:
     positions = position + options.warmup + options.steps
     config = Config(options.attention[0], positions, options.batch[0], True, options.layers, options.hidden,
                     options.heads, options.intermediate, options.vocab, positions)
-    result = measure(config, position, options.steps, options.warmup, options.threads, options.dtype, options.seed)
+    result = measure(config, position, options.steps, options.warmup, options.threads, options.dtype[0],
+                     options.seed)
     pathlib.Path(options.json).write_text(json.dumps(result))
 
 
@@ -219,11 +213,11 @@ def measure_side(side: str, configuration: Configuration, options: argparse.Name
                 environment.setdefault("GLIBC_TUNABLES", KEEP_MEMORY)
         length = "--seq-len" if not options.generate else "--position" if side == "elwise" else "--generate"
         command += ["--attention", configuration.attention, length, str(configuration.length), "--batch",
-                    str(configuration.batch), "--json", str(result)]
+                    str(configuration.batch), "--dtype", configuration.dtype, "--json", str(result)]
         if not options.generate:
             command += ["--causal"] * options.causal + ["--tf32"] * options.tf32
         warmup = ["warmup"] * (not options.generate or side != "elwise")
-        for name in (*MODEL_SIZES, "device", "dtype", "steps", "threads", "seed", *warmup):
+        for name in (*MODEL_SIZES, "device", "steps", "threads", "seed", *warmup):
             command += [f"--{name}", str(getattr(options, name))]
         peak = run_child(command, environment)
         measurement = json.loads(result.read_text())
@@ -238,7 +232,8 @@ def measure_side(side: str, configuration: Configuration, options: argparse.Name
 def full_ea_bytes(configuration: Configuration, options: argparse.Namespace) -> int:
     """What composed EA needs for tensors [B, L, L, D]: each layer keeps the differences, the weights and, where
     causal, the masked weights; backward has three more at a time."""
-    size = configuration.batch * configuration.length**2 * options.hidden * {"f64": 8, "bf16": 2}.get(options.dtype, 4)
+    value = {"f32": 4, "f64": 8, "bf16": 2}[configuration.dtype]
+    size = configuration.batch * configuration.length**2 * options.hidden * value
     return size * ((2 + options.causal) * options.layers + 3)
 
 
@@ -286,61 +281,9 @@ def report(configuration: Configuration, number: int, side: str, measurement: di
     if log is not None:
         context = {"side": side, "pair": number + 1, "attention": configuration.attention,
                    "seq_len": configuration.length, "batch": configuration.batch, "threads": options.threads,
-                   "device": options.device, "dtype": options.dtype,
+                   "device": options.device, "dtype": configuration.dtype,
                    "malloc": options.malloc if side != "elwise" else None}
         print(json.dumps({**context, **measurement}), file=log, flush=True)
-
-
-def gibibytes(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB"
-
-
-def median_of(configuration: Configuration, side: str, field: str) -> float | None:
-    values = [pair[side][field] for pair in configuration.pairs if side in pair]
-    return statistics.median(values) if values else None
-
-
-def median_ratio(configuration: Configuration, side: str, field: str) -> str:
-    """Elwise over the other side, within each pair."""
-    ratios = [pair["elwise"][field] / pair[side][field] for pair in configuration.pairs
-              if "elwise" in pair and side in pair]
-    return f"{statistics.median(ratios):.2f}" if ratios else "-"
-
-
-def table(configurations: list[Configuration], compiled: bool, generating: bool = False) -> str:
-    """The Markdown table; every cell is a median over pairs."""
-    sides = [side for side in SIDES if side != "compiled" or compiled]
-    header = ["attention", "batch", "position" if generating else "length"]
-    fields = (("tokens_per_s", "{:.1f}" if generating else "{:.0f}"), ("peak_bytes", None))
-    for unit, quantity in (("tokens/s", "speed"), ("peak", "peak")):
-        for side in sides:
-            header.append(f"{SIDES[side]} {unit}")
-            header += [f"{quantity}: Elwise / {side}"] * (side != "elwise")
-    rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
-    for configuration in configurations:
-        row = [configuration.attention, str(configuration.batch), str(configuration.length)]
-        for field, text in ((field, form.format if form else gibibytes) for field, form in fields):
-            for side in sides:
-                value = median_of(configuration, side, field)
-                row.append("fails" if side in configuration.failed else "-" if value is None else text(value))
-                row += [median_ratio(configuration, side, field)] * (side != "elwise")
-        rows.append(row)
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def describe(options: argparse.Namespace, version: str, configurations: list[Configuration]) -> str:
-    """What holds for the whole table, in one line."""
-    causal = ", causal" if options.causal else ""
-    if options.device != "cpu":
-        return (f"PyTorch {version}, {options.device}, {options.dtype}{', TF32' * options.tf32}{causal}; AdamW: "
-                f"{options.optimizer}; peak: of tensors; medians of {options.pairs} pairs of {options.steps} steps")
-    bare = [value for configuration in configurations
-            if (value := median_of(configuration, "eager", "after_import_rss_bytes"))]
-    without_model = f" ({gibibytes(statistics.median(bare))} of PyTorch's after its import)" if bare else ""
-    optimizer = "a step of generation" if options.generate else f"AdamW: {options.optimizer}"
-    return (f"PyTorch {version}, {options.threads} threads, {options.dtype}{causal}; {optimizer}; "
-            f"malloc: {options.malloc}; peak: of the whole process{without_model}; medians of {options.pairs} pairs of "
-            f"{options.steps} steps")
 
 
 def torch_version(python: str) -> str:
@@ -371,16 +314,17 @@ def compare(options: argparse.Namespace) -> int:
     try:
         for length in options.generate or options.seq_len:
             for batch in options.batch:
-                for attention in options.attention:
-                    configurations.append(Configuration(attention, length, batch))
-                    measure_pairs(configurations[-1], options, log)
+                for dtype in options.dtype:
+                    for attention in options.attention:
+                        configurations.append(Configuration(attention, dtype, length, batch))
+                        measure_pairs(configurations[-1], options, log)
     except KeyboardInterrupt:
         status = EXIT_INTERRUPTED
     measured = [configuration for configuration in configurations if any(configuration.pairs)]
     if status == 0 and any({"elwise", "eager"} & configuration.failed.keys() for configuration in configurations):
         status = EXIT_FAILURE
     print(describe(options, version, measured) + (", interrupted" if status == EXIT_INTERRUPTED else "") + "\n")
-    print(table(measured, not options.no_compile, bool(options.generate)))
+    print(table(measured, not options.no_compile, "position" if options.generate else "length"))
     return status
 
 

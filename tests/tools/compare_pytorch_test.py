@@ -90,7 +90,7 @@ class Program(unittest.TestCase):
             (["--batch", "-1"], 2, "--batch"),
             (["--warmup", "0"], 2, "at least 1"),
             (["--heads", "5"], 2, "hidden: 768 is not divisible by 5 heads"),
-            (["--dtype", "f16"], 2, "--dtype"),
+            (["--dtype", "f32,f16"], 2, "expected f32, f64 or bf16, got 'f16'"),
             (["--nonsense"], 2, "--nonsense"),
             (["--generate", "8,0"], 2, "expected a whole number of at least 1, got '0'"),
             (["--generate", "8", "--attention", "ea"], 2, "generate: expected sa or ea-N"),
@@ -117,12 +117,23 @@ class Program(unittest.TestCase):
         order = ["elwise", "eager", "compiled"]
         self.assertEqual(self.calls(), order + order[::-1] + order)
         cells = self.cells(run.stdout)
-        self.assertEqual(cells[:8], ["ea-6", "2", "32", "640", "160", "3.00", "1280", "0.50"])
-        self.assertEqual(len(cells), 13)
-        self.assertTrue(all(cell.endswith(" GiB") for cell in (cells[8], cells[9], cells[11])), cells)
+        self.assertEqual(cells[:9], ["ea-6", "f32", "2", "32", "640", "160", "3.00", "1280", "0.50"])
+        self.assertEqual(len(cells), 14)
+        self.assertTrue(all(cell.endswith(" GiB") for cell in (cells[9], cells[10], cells[12])), cells)
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         self.assertEqual([line["side"] for line in lines], self.calls())
         self.assertTrue(all(line["peak_bytes"] > 1 << 20 for line in lines))
+
+    def test_rows_are_set_against_the_faster_softmax_attention_of_their_dtype(self) -> None:
+        # sa and ea-6 in f32, then both in bf16; compiled is the faster rival in f32, eager in bf16.
+        self.plan(elwise=[10, 10, 5, 4], eager=[40, 50, 12, 50], compiled=[20, 50, 24, 50])
+        run = run_program(*self.sides, "--attention=sa,ea-6", "--dtype=f32,bf16", "--seq-len=8", "--pairs=1")
+        self.assertEqual(run.returncode, 0, run.stderr)
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in run.stdout.splitlines()[-4:]]
+        column = [cell.strip() for cell in run.stdout.splitlines()[2].strip("|").split("|")].index(
+            "speed: Elwise / PyTorch's sa")
+        self.assertEqual([" ".join((row[0], row[1], row[column])) for row in rows],
+                         ["sa f32 2.00", "ea-6 f32 2.00", "sa bf16 2.40", "ea-6 bf16 3.00"])
 
     def test_steps_of_generation(self) -> None:
         self.plan(elwise=[10, 10, 20], eager=[40, 20, 60])
@@ -130,15 +141,15 @@ class Program(unittest.TestCase):
                           "--batch=2", "--pairs=3")
         self.assertEqual(run.returncode, 0, run.stderr)
         self.assertEqual(self.calls(), ["elwise", "eager", "eager", "elwise", "elwise", "eager"])
-        self.assertIn("| attention | batch | position |", run.stdout)
-        self.assertEqual(self.cells(run.stdout)[:6], ["ea-6", "2", "300", "200.0", "50.0", "3.00"])
+        self.assertIn("| attention | dtype | batch | position |", run.stdout)
+        self.assertEqual(self.cells(run.stdout)[:7], ["ea-6", "f32", "2", "300", "200.0", "50.0", "3.00"])
 
     def test_a_failed_compile_is_a_cell(self) -> None:
         self.plan(elwise=[10, 10], eager=[20, 20], compiled=["no compiler"])
         run = run_program(*self.sides, "--attention=sa", "--seq-len=8", "--pairs=2")
         self.assertEqual(run.returncode, 0, run.stderr)
-        self.assertIn("sa batch 1 length 8: PyTorch compiled fails: no compiler\n", run.stderr)
-        self.assertEqual(self.cells(run.stdout)[3:8], ["800", "400", "2.00", "fails", "-"])
+        self.assertIn("sa f32 batch 1 length 8: PyTorch compiled fails: no compiler\n", run.stderr)
+        self.assertEqual(self.cells(run.stdout)[4:9], ["800", "400", "2.00", "fails", "-"])
         self.assertEqual(self.calls().count("compiled"), 1)
 
     def test_a_failed_side_is_a_failure_after_the_table(self) -> None:
@@ -146,8 +157,8 @@ class Program(unittest.TestCase):
         run = run_program(*self.sides, "--attention=sa,ea-6", "--seq-len=8", "--pairs=1", "--no-compile")
         self.assertEqual(run.returncode, 1)
         self.assertIn("Elwise fails: out of memory\n", run.stderr)
-        self.assertIn("| sa | 1 | 8 | fails | 400 | - |", run.stdout)
-        self.assertIn("| ea-6 | 1 | 8 | 800 | 400 | 2.00 |", run.stdout)
+        self.assertIn("| sa | f32 | 1 | 8 | fails | 400 | - | - |", run.stdout)
+        self.assertIn("| ea-6 | f32 | 1 | 8 | 800 | 400 | 2.00 | 2.00 |", run.stdout)
 
     def test_models_that_differ_are_refused(self) -> None:
         self.plan(elwise=[2000], eager=[20])
@@ -175,7 +186,7 @@ class Program(unittest.TestCase):
         output, errors = child.communicate(timeout=30)
         self.assertEqual(child.returncode, 130, errors)
         self.assertIn(", interrupted", output)
-        self.assertEqual(self.cells(output)[:6], ["sa", "1", "8", "800", "400", "2.00"])
+        self.assertEqual(self.cells(output)[:7], ["sa", "f32", "1", "8", "800", "400", "2.00"])
 
 
 class Golden(unittest.TestCase):
@@ -240,6 +251,17 @@ def load_safetensors(path: pathlib.Path) -> dict:
 
 class Run(unittest.TestCase):
     train_bert_cost = ""
+
+    def test_rows_are_set_against_the_faster_softmax_attention_of_their_dtype(self) -> None:
+        # sa and ea-6 in f32, then both in bf16; compiled is the faster rival in f32, eager in bf16.
+        self.plan(elwise=[10, 10, 5, 4], eager=[40, 50, 12, 50], compiled=[20, 50, 24, 50])
+        run = run_program(*self.sides, "--attention=sa,ea-6", "--dtype=f32,bf16", "--seq-len=8", "--pairs=1")
+        self.assertEqual(run.returncode, 0, run.stderr)
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in run.stdout.splitlines()[-4:]]
+        column = [cell.strip() for cell in run.stdout.splitlines()[2].strip("|").split("|")].index(
+            "speed: Elwise / PyTorch's sa")
+        self.assertEqual([" ".join((row[0], row[1], row[column])) for row in rows],
+                         ["sa f32 2.00", "ea-6 f32 2.00", "sa bf16 2.40", "ea-6 bf16 3.00"])
 
     def test_steps_of_generation(self) -> None:
         infer_bert_cost = pathlib.Path(self.train_bert_cost).with_name("infer_bert_cost")
