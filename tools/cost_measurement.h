@@ -18,7 +18,7 @@ struct CostRequest {
   int64_t batch = 1;
   int64_t length = 512;
   int64_t steps = 3;
-  int64_t warmup = 1;
+  int64_t warmup = 2;  // AdamW's state comes with the first, the allocator's last memory with the second
   uint64_t seed = 0;
   double learning_rate = 1e-4;
   bool checkpoint_layers = false;
