@@ -120,8 +120,8 @@ decltype(auto) dispatch_f32_f64(DType dtype, std::string_view kernel, Function&&
   }
 }
 
-/// dispatch_f32_f64 for kernels that are written for bf16 too, T = BFloat16.
-template <class Function>
+/// dispatch_f32_f64 for kernels that are written for bf16 too, whose elements they call Bf16.
+template <class Bf16 = BFloat16, class Function>
 decltype(auto) dispatch_f32_f64_bf16(DType dtype, std::string_view kernel, Function&& function) {
   switch (dtype) {
     case DType::f32:
@@ -129,7 +129,7 @@ decltype(auto) dispatch_f32_f64_bf16(DType dtype, std::string_view kernel, Funct
     case DType::f64:
       return function.template operator()<double>();
     case DType::bf16:
-      return function.template operator()<BFloat16>();
+      return function.template operator()<Bf16>();
     default:
       fail(kernel, ": expected dtype f32, f64 or bf16, got ", dtype);
   }

@@ -86,20 +86,6 @@ HWY_INLINE hn::VFromD<hn::Rebind<uint16_t, DF>> FloatToBf16Bits(DF, hn::VFromD<D
   return hn::TruncateTo(d16, hn::IfThenElse(hn::RebindMask(d32, hn::IsNaN(v)), quiet, rounded));
 }
 
-/// Lanes(df) values of bf16, unaligned, as f32 (exact).
-template <class DF>
-HWY_INLINE hn::VFromD<DF> LoadBf16AsFloat(DF df, const BFloat16* from) {
-  const hn::Rebind<uint16_t, DF> d16;
-  return Bf16BitsToFloat(df, hn::LoadU(d16, reinterpret_cast<const uint16_t*>(from)));
-}
-
-/// Stores Lanes(DF()) values of f32 as bf16, unaligned, rounded to nearest even.
-template <class DF>
-HWY_INLINE void StoreBf16(DF df, hn::VFromD<DF> v, BFloat16* to) {
-  const hn::Rebind<uint16_t, DF> d16;
-  hn::StoreU(FloatToBf16Bits(df, v), d16, reinterpret_cast<uint16_t*>(to));
-}
-
 /// Lets the calling thread take numbers below the least normal one for 0, within a scope. Exponentials, such
 /// as the weights of attention, fall in that range, where arithmetic is many times slower.
 class FlushToZero {

@@ -24,16 +24,7 @@ using Compute = typename ComputeOf<T>::type;
 /// Calls `function.template operator()<T>()` with float, double or __nv_bfloat16.
 template <class Function>
 decltype(auto) dispatch_floating(DType dtype, std::string_view kernel, Function&& function) {
-  switch (dtype) {
-    case DType::f32:
-      return function.template operator()<float>();
-    case DType::f64:
-      return function.template operator()<double>();
-    case DType::bf16:
-      return function.template operator()<__nv_bfloat16>();
-    default:
-      fail(kernel, ": expected dtype f32, f64 or bf16, got ", dtype);
-  }
+  return dispatch_f32_f64_bf16<__nv_bfloat16>(dtype, kernel, function);
 }
 
 /// Calls `function.template operator()<T>()` with the element type of any dtype.

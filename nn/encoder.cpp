@@ -78,7 +78,7 @@ Tensor EncoderLayer::step(const Tensor& x, AttentionState& state) const {
   return run(x, [&](const Tensor& input) { return attention_.self.step(input, state); });
 }
 
-Encoder::Encoder(const EncoderConfig& config, int64_t layers) : intermediate_(config.intermediate) {
+Encoder::Encoder(const EncoderConfig& config, int64_t layers) {
   ELWISE_CHECK(layers > 0, "Encoder: expected at least one layer, got ", layers);
   for (int64_t i = 0; i < layers; ++i) {
     add_module("layer." + std::to_string(i), layers_.emplace_back(config));
@@ -87,7 +87,8 @@ Encoder::Encoder(const EncoderConfig& config, int64_t layers) : intermediate_(co
 
 Tensor Encoder::forward(Tensor x, const Tensor& key_mask, bool checkpoint_layers,
                         std::vector<Tensor>* layer_outputs) const {
-  const int64_t inner_bytes = x.shape().count_before(-1) * intermediate_ * size_of(x.dtype());
+  const int64_t inner_bytes =
+      x.shape().count_before(-1) * layers_.front().intermediate() * size_of(x.dtype());
   const bool keep_inner = inner_bytes <= kMostKeptInner;
   for (const EncoderLayer& layer : layers_) {
     if (checkpoint_layers) {

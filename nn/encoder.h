@@ -38,6 +38,9 @@ class EncoderLayer : public Module {
   Tensor step(const Tensor& x, AttentionState& state) const;
   void skip(int64_t tokens, AttentionState& state) const { attention_.self.skip(tokens, state); }
 
+  /// Units of the feed-forward network.
+  int64_t intermediate() const { return intermediate_.dense.weight().size(0); }
+
  private:
   /// A dense layer and a LayerNorm under the names "dense" and "LayerNorm".
   struct Output : Module {
@@ -88,7 +91,6 @@ class Encoder : public Module {
  private:
   void check_states(const std::vector<AttentionState>& states) const;
 
-  int64_t intermediate_;
   std::deque<EncoderLayer> layers_;  // a deque: modules do not move
 };
 

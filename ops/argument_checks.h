@@ -39,6 +39,18 @@ inline void check_shape(const char* op, const char* name, const Tensor& tensor, 
                tensor.shape());
 }
 
+/// Throws Error unless `weight` [outputs, inputs] and `bias` [outputs], which may be undefined, are a linear
+/// layer's and of the dtype and device of `x`.
+inline void check_linear(const char* op, const Tensor& x, int64_t inputs, const char* weight_name,
+                         const Tensor& weight, const char* bias_name, const Tensor& bias) {
+  check_same_kind(op, "x", x, weight_name, weight);
+  ELWISE_CHECK(weight.rank() == 2 && weight.size(1) == inputs, op, ": expected ", weight_name, " [.., ",
+               inputs, "], got ", weight.shape());
+  if (!bias.defined()) return;
+  check_same_kind(op, "x", x, bias_name, bias);
+  check_shape(op, bias_name, bias, {weight.size(0)});
+}
+
 /// An i64 index on the device of `reference`.
 inline void check_index(const char* op, const char* name, const Tensor& index, const Tensor& reference) {
   ELWISE_CHECK(index.dtype() == DType::i64 && index.device() == reference.device(), op, ": expected ", name,

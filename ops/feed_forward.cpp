@@ -17,28 +17,6 @@ namespace {
 /// block's dropout starts at a counter of its own.
 constexpr int64_t kBlockRows = 2048;
 
-/// Calls body(begin, count) for each block of rows; once where there are none, so that every gradient is
-/// written.
-template <class Body>
-void for_each_block(int64_t rows, const Body& body) {
-  int64_t begin = 0;
-  do {
-    body(begin, std::min(kBlockRows, rows - begin));
-    begin += kBlockRows;
-  } while (begin < rows);
-}
-
-/// A weight [.., inputs] and the bias that goes with it, if any.
-void check_weight(const Tensor& x, int64_t inputs, const char* name, const Tensor& weight,
-                  const char* bias_name, const Tensor& bias) {
-  check_same_kind("feed_forward", "x", x, name, weight);
-  ELWISE_CHECK(weight.rank() == 2 && weight.size(1) == inputs, "feed_forward: expected ", name, " [.., ",
-               inputs, "], got ", weight.shape());
-  if (!bias.defined()) return;
-  check_same_kind("feed_forward", "x", x, bias_name, bias);
-  check_shape("feed_forward", bias_name, bias, {weight.size(0)});
-}
-
 /// What lies between the two products.
 struct Activation {
   double dropout;
@@ -105,7 +83,7 @@ std::vector<Tensor> Backward::operator()(const BackwardContext& context) const {
   const Shape block_shape{std::min(rows, kBlockRows), w1.size(0)};
   const Tensor scratch = empty(block_shape, made);  // GELU's output, then the gradient of its input
   const Tensor again = saved_inner.get().defined() ? Tensor() : empty(block_shape, made);
-  for_each_block(rows, [&](int64_t begin, int64_t count) {
+  for_each_block(rows, kBlockRows, [&](int64_t begin, int64_t count) {
     const Tensor x_rows = rows_of(input, begin, count), dy_rows = rows_of(dy, begin, count);
     const Tensor work = rows_of(scratch, 0, count);
     const Tensor h = again.defined() ? rows_of(again, 0, count) : rows_of(saved_inner.get(), begin, count);
@@ -135,9 +113,9 @@ Tensor feed_forward(const Tensor& x, const Tensor& inner_weight, const Tensor& i
   check_floating("feed_forward", "x", x);
   ELWISE_CHECK(x.rank() >= 1, "feed_forward: expected x [.., inputs], got ", x.shape());
   const int64_t rows = x.shape().count_before(-1), inputs = x.size(-1);
-  check_weight(x, inputs, "inner_weight", inner_weight, "inner_bias", inner_bias);
+  check_linear("feed_forward", x, inputs, "inner_weight", inner_weight, "inner_bias", inner_bias);
   const int64_t inner = inner_weight.size(0);
-  check_weight(x, inner, "outer_weight", outer_weight, "outer_bias", outer_bias);
+  check_linear("feed_forward", x, inner, "outer_weight", outer_weight, "outer_bias", outer_bias);
   const int64_t outputs = outer_weight.size(0);
   ELWISE_CHECK(options.dropout >= 0 && options.dropout < 1, "feed_forward: expected 0 <= dropout < 1, got ",
                options.dropout);
@@ -150,7 +128,7 @@ Tensor feed_forward(const Tensor& x, const Tensor& inner_weight, const Tensor& i
   const Tensor kept = keeps ? empty({rows, inner}, x.options()) : Tensor();
   const Tensor scratch = empty({std::min(rows, kBlockRows), inner}, x.options());
   const Tensor input = x.alias({rows, inputs}), output = y.alias({rows, outputs});
-  for_each_block(rows, [&](int64_t begin, int64_t count) {
+  for_each_block(rows, kBlockRows, [&](int64_t begin, int64_t count) {
     const Tensor active = rows_of(scratch, 0, count), h = keeps ? rows_of(kept, begin, count) : active;
     product_into(h, rows_of(input, begin, count), false, inner_weight, true, {.bias = inner_bias});
     activation.forward(h, active, begin);

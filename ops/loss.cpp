@@ -59,13 +59,9 @@ struct LinearLoss {
   int64_t block_rows;
 
   int64_t rows() const { return x.size(0); }
-  /// Calls body(begin, count, share) for each block.
-  template <class Body>
-  void for_each_block(const Body& body) const {
-    for (int64_t begin = 0; begin < rows(); begin += block_rows) {
-      const int64_t count = std::min(block_rows, rows() - begin);
-      body(begin, count, static_cast<double>(count) / static_cast<double>(rows()));
-    }
+  /// The part of `value`, of all rows' mean, that is due to `count` of the rows.
+  Tensor share(const Tensor& value, int64_t count) const {
+    return count == rows() ? value : mul(value, static_cast<double>(count) / static_cast<double>(rows()));
   }
   /// Room for the logits of one block.
   Tensor make_logits() const { return empty({std::min(block_rows, rows()), weight.size(0)}, x.options()); }
@@ -119,10 +115,10 @@ struct LinearLossBackward {
     const Tensor dx = context.needs(0) ? empty(op.x.shape(), op.x.options()) : Tensor();
     ProductSum dweight(context.needs(1), context.sum_so_far(1), op.weight.shape(), op.weight.options());
     Tensor dbias;
-    op.for_each_block([&](int64_t begin, int64_t count, double share) {
+    for_each_block(op.rows(), block_rows, [&](int64_t begin, int64_t count) {
       const Tensor block = rows_of(room, 0, count);
       if (!kept.defined()) op.compute_logits(block, begin, count);
-      op.backward(block, begin, count, share == 1 ? context.gradient() : mul(context.gradient(), share));
+      op.backward(block, begin, count, op.share(context.gradient(), count));
       if (context.needs(2)) add_block(dbias, sum(block, 0));
       dweight.add(block, rows_of(op.x, begin, count));
       if (dx.defined()) product_into(rows_of(dx, begin, count), block, false, op.weight, false);
@@ -176,15 +172,9 @@ Tensor linear_cross_entropy(const Tensor& x, const Tensor& weight, const Tensor&
                             int64_t most_logits) {
   constexpr const char* kOp = "linear_cross_entropy";
   check_floating(kOp, "x", x);
-  check_same_kind(kOp, "x", x, "weight", weight);
-  ELWISE_CHECK(x.rank() == 2 && weight.rank() == 2 && x.size(1) == weight.size(1) && x.size(0) > 0 &&
-                   weight.size(0) > 0,
-               kOp, ": expected x [rows, inputs] and weight [classes, inputs], got ", x.shape(), " and ",
-               weight.shape());
-  if (bias.defined()) {
-    check_same_kind(kOp, "x", x, "bias", bias);
-    check_shape(kOp, "bias", bias, {weight.size(0)});
-  }
+  ELWISE_CHECK(x.rank() == 2 && x.size(0) > 0, kOp, ": expected x [rows, inputs], got ", x.shape());
+  check_linear(kOp, x, x.size(1), "weight", weight, "bias", bias);
+  ELWISE_CHECK(weight.size(0) > 0, kOp, ": expected weight [classes, inputs], got ", weight.shape());
   check_index(kOp, "target", target, x);
   check_shape(kOp, "target", target, {x.size(0)});
   const int64_t row_bytes = weight.size(0) * size_of(x.dtype());
@@ -199,11 +189,10 @@ Tensor linear_cross_entropy(const Tensor& x, const Tensor& weight, const Tensor&
   Tensor loss;
   {
     const NoGradGuard unrecorded;
-    op.for_each_block([&](int64_t begin, int64_t count, double share) {
+    for_each_block(op.rows(), block_rows, [&](int64_t begin, int64_t count) {
       const Tensor block = rows_of(logits, 0, count);
       op.compute_logits(block, begin, count);
-      const Tensor part = op.forward(block, begin, count);
-      add_block(loss, share == 1 ? part : mul(part, share));
+      add_block(loss, op.share(op.forward(block, begin, count), count));
     });
   }
   return record(kOp, {x, weight, bias}, loss,

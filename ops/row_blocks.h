@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include "ops/elementwise.h"
 #include "ops/matmul_run.h"
 
@@ -11,6 +13,17 @@ namespace elwise {
 inline Tensor rows_of(const Tensor& tensor, int64_t begin, int64_t count) {
   if (tensor.rank() == 1) return tensor.alias({count}, begin);
   return tensor.alias({count, tensor.size(1)}, begin * tensor.size(1));
+}
+
+/// Calls body(begin, count) for each block of at most `block_rows` of `rows` rows; once where there are none,
+/// so that every gradient is written.
+template <class Body>
+void for_each_block(int64_t rows, int64_t block_rows, const Body& body) {
+  int64_t begin = 0;
+  do {
+    body(begin, std::min(block_rows, rows - begin));
+    begin += block_rows;
+  } while (begin < rows);
 }
 
 /// total += block; the first block becomes the total.

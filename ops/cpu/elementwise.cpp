@@ -185,15 +185,16 @@ void where_kernel(const Where& args) {
 /// y = x converted, for elements [begin, end).
 template <class To, class From>
 void cast_range(const From* x, To* y, int64_t begin, int64_t end) {
-  const hn::ScalableTag<float> d;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  int64_t i = begin;
-  if constexpr (std::is_same_v<From, float> && std::is_same_v<To, BFloat16>) {
-    for (; i + lanes <= end; i += lanes) StoreBf16(d, hn::LoadU(d, x + i), y + i);
-  } else if constexpr (std::is_same_v<From, BFloat16> && std::is_same_v<To, float>) {
-    for (; i + lanes <= end; i += lanes) hn::StoreU(LoadBf16AsFloat(d, x + i), d, y + i);
+  constexpr bool kIntoBf16 = std::is_same_v<From, float> && std::is_same_v<To, BFloat16>;
+  constexpr bool kFromBf16 = std::is_same_v<From, BFloat16> && std::is_same_v<To, float>;
+  if constexpr (kIntoBf16 || kFromBf16) {
+    const hn::ScalableTag<float> d;
+    for_each_vector(d, begin, end, [&](int64_t i, int64_t n) HWY_ATTR {
+      store_lanes(d, load_lanes(d, x + i, n), y + i, n);
+    });
+  } else {
+    for (int64_t i = begin; i < end; ++i) y[i] = convert<To>(x[i]);
   }
-  for (; i < end; ++i) y[i] = convert<To>(x[i]);
 }
 
 void cast_kernel(const Cast& args) {

@@ -224,21 +224,22 @@ void check_bf16() {
   const hn::ScalableTag<float> d;
   const size_t lanes = hn::Lanes(d);
   const std::vector<uint32_t> offsets = {0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF};
-  std::vector<BFloat16> halves(lanes), stored(lanes);
+  const hn::Rebind<uint16_t, decltype(d)> d16;
+  std::vector<uint16_t> halves(lanes), stored(lanes);
   std::vector<float> words(lanes), loaded(lanes);
   int64_t wrong_loads = 0, wrong_stores = 0;
   for (uint32_t first = 0; first < 0x10000; first += static_cast<uint32_t>(lanes)) {
     for (const uint32_t offset : offsets) {
       for (size_t i = 0; i < lanes; ++i) {
         const uint32_t bits = static_cast<uint32_t>(first + i);
-        halves[i].bits = static_cast<uint16_t>(bits);
+        halves[i] = static_cast<uint16_t>(bits);
         words[i] = std::bit_cast<float>((bits << 16) + offset);
       }
-      hn::StoreU(LoadBf16AsFloat(d, halves.data()), d, loaded.data());
-      StoreBf16(d, hn::LoadU(d, words.data()), stored.data());
+      hn::StoreU(Bf16BitsToFloat(d, hn::LoadU(d16, halves.data())), d, loaded.data());
+      hn::StoreU(FloatToBf16Bits(d, hn::LoadU(d, words.data())), d16, stored.data());
       for (size_t i = 0; i < lanes; ++i) {
-        wrong_loads += std::bit_cast<uint32_t>(loaded[i]) != uint32_t{halves[i].bits} << 16;
-        wrong_stores += stored[i].bits != BFloat16(words[i]).bits;
+        wrong_loads += std::bit_cast<uint32_t>(loaded[i]) != uint32_t{halves[i]} << 16;
+        wrong_stores += stored[i] != BFloat16(words[i]).bits;
       }
     }
   }

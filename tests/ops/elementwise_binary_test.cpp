@@ -179,9 +179,9 @@ TEST_CASE("where: values and gradients, all three sides broadcast") {
                        .inputs = {condition_of(condition), uniform(a), uniform(b)},
                        .naive =
                            [=](const std::vector<Values>& in) {
+                             const naive::Array chooses{condition, in[0]}, first{a, in[1]}, second{b, in[2]};
                              return naive::build(shape, [&](const naive::Index& index) {
-                               const bool chosen = naive::Array{condition, in[0]}(index) != 0;
-                               return chosen ? naive::Array{a, in[1]}(index) : naive::Array{b, in[2]}(index);
+                               return chooses(index) != 0 ? first(index) : second(index);
                              });
                            }});
   }
@@ -215,9 +215,9 @@ TEST_CASE("masked_fill") {
            .inputs = {uniform(x), condition_of(mask)},
            .naive =
                [=](const std::vector<Values>& in) {
+                 const naive::Array old{x, in[0]}, fills{mask, in[1]};
                  return naive::build(x, [&](const naive::Index& index) {
-                   const bool filled = naive::Array{mask, in[1]}(index) != 0;
-                   const double y = filled ? value : naive::Array{x, in[0]}(index);
+                   const double y = fills(index) != 0 ? value : old(index);
                    return std::isinf(value) ? std::exp(y) : y;
                  });
                }});

@@ -64,6 +64,7 @@ TEST_CASE("more queries and keys than a block holds, heads of the usual sizes an
     for (const Visible visible : {Visible::all, Visible::left_padded, Visible::random}) {
       for (const int64_t head : {int64_t{64}, int64_t{80}, int64_t{200}}) {
         if (head == 80 && test_device() != kCpu) continue;
+        if (head != 64 && visible != Visible::random) continue;  // masks know nothing of the head's size
         const OpTest test = attention_test(tiled_heads(2), {1, length, 2 * head}, causal, visible, 1);
         check_op(test);
         check_direction(test);
@@ -77,9 +78,16 @@ TEST_CASE("dropout: weight n is kept by word n of the stream, in backward too") 
     if (p == 0.5 && test_device() != kCpu) continue;
     for (const bool causal : {false, true}) {
       for (const Visible visible : masks()) {
+        if (p == 0.5 && visible != Visible::random) continue;
         for (const Shape& shape : {Shape{2, 3, 8}, Shape{2, 33, 20}, Shape{1, 100, 4}, Shape{1, 202, 4}}) {
           if (shape[1] > 50 && test_device() != kCpu) continue;  // an emulated GPU takes minutes
-          check_op_variants(attention_test(tiled_heads(4, p), shape, causal, visible, 2));
+          const OpTest test = attention_test(tiled_heads(4, p), shape, causal, visible, 2);
+          if (shape[1] <= 50) {
+            check_op_variants(test);
+          } else {
+            check_op(test);
+            check_direction(test);
+          }
         }
       }
     }

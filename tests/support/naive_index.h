@@ -18,7 +18,7 @@ struct Array {
   std::vector<double> values;
 
   /// The element at `index`. As in NumPy, dimensions are aligned at the end and a size of 1 is repeated.
-  double operator()(const Index& index) const {
+  const double& operator()(const Index& index) const {
     const size_t extra = index.size() - static_cast<size_t>(shape.rank());
     int64_t position = 0;
     for (int dim = 0; dim < shape.rank(); ++dim) {

@@ -33,6 +33,13 @@ struct LinearAttentionHead {
     return result;
   }
 
+  /// The derivatives of ln phi at a row of x.
+  std::vector<long double> slopes(const std::vector<double>& x, int64_t row) const {
+    std::vector<long double> result;
+    for (int64_t c = 0; c < head; ++c) result.push_back(1 / (1 + std::max<long double>(x[index(row, c)], 0)));
+    return result;
+  }
+
   /// The largest exponent among a row's features, for the shift: a factor of all of them cancels.
   double exponent(const std::vector<double>& x, int64_t row) const {
     return std::min(0.0, *std::max_element(x.begin() + index(row), x.begin() + index(row) + head));
@@ -44,15 +51,17 @@ inline LinearAttentionResult linear_attention(const EaShape& shape, int64_t head
                                               const std::vector<double>& q, const std::vector<double>& k,
                                               const std::vector<double>& v, const std::vector<double>& dy) {
   std::vector<long double> y(shape.count()), dq(shape.count()), dk(shape.count()), dv(shape.count());
-  // The derivative of ln phi.
-  const auto slope = [](double x) { return 1 / (1 + std::max<long double>(x, 0)); };
   const int64_t head = shape.channels / heads;
   for (int64_t pair = 0; pair < shape.batch * heads; ++pair) {
     const LinearAttentionHead of{shape, pair / heads, pair % heads * head, head};
-    std::vector<std::vector<long double>> keys;
-    for (int64_t j = 0; j < shape.length; ++j) keys.push_back(of.features(k, j, 0));
+    std::vector<std::vector<long double>> keys, key_slopes;
+    for (int64_t j = 0; j < shape.length; ++j) {
+      keys.push_back(of.features(k, j, 0));
+      key_slopes.push_back(of.slopes(k, j));
+    }
     for (int64_t i = 0; i < shape.length; ++i) {
-      const std::vector<long double> query = of.features(q, i, of.exponent(q, i));
+      const std::vector<long double> query = of.features(q, i, of.exponent(q, i)),
+                                     query_slopes = of.slopes(q, i);
       std::vector<long double> weight(shape.length, 0);
       long double sum = 0;
       for (int64_t j = 0; j < shape.length; ++j) {
@@ -62,19 +71,23 @@ inline LinearAttentionResult linear_attention(const EaShape& shape, int64_t head
       }
       for (int64_t j = 0; j < shape.length; ++j) {
         if (!shape.sees(of.b, i, j)) continue;
-        for (int64_t c = 0; c < head; ++c) y[of.index(i, c)] += weight[j] / sum * v[of.index(j, c)];
+        const long double share = weight[j] / sum;
+        for (int64_t c = 0; c < head; ++c) y[of.index(i, c)] += share * v[of.index(j, c)];
       }
       for (int64_t j = 0; j < shape.length; ++j) {
         if (!shape.sees(of.b, i, j)) continue;
         long double change = 0;  // of sum(y * dy), for a unit of weight
         for (int64_t c = 0; c < head; ++c) {
-          change += dy[of.index(i, c)] * (v[of.index(j, c)] - y[of.index(i, c)]) / sum;
+          change += dy[of.index(i, c)] * (v[of.index(j, c)] - y[of.index(i, c)]);
         }
+        change /= sum;
+        const long double share = weight[j] / sum;
         for (int64_t c = 0; c < head; ++c) {
           const int64_t at_i = of.index(i, c), at_j = of.index(j, c);
-          dv[at_j] += weight[j] / sum * dy[at_i];
-          dq[at_i] += query[c] * keys[j][c] * change * slope(q[at_i]);
-          dk[at_j] += query[c] * keys[j][c] * change * slope(k[at_j]);
+          const long double moved = query[c] * keys[j][c] * change;
+          dv[at_j] += share * dy[at_i];
+          dq[at_i] += moved * query_slopes[c];
+          dk[at_j] += moved * key_slopes[j][c];
         }
       }
     }

@@ -51,7 +51,9 @@ namespace {
 
 constexpr size_t kStackBytes = size_t{256} << 10;
 constexpr size_t kGuardBytes = 4096;
-constexpr int kMostMasks = 8;  // different shuffle masks of one warp at one time
+constexpr size_t kStackColours = 128,
+                 kColourBytes = 5 * 64;  // an odd number of cache lines: it meets all sets
+constexpr int kMostMasks = 8;            // different shuffle masks of one warp at one time
 constexpr int kSavedRegisters = 6;
 
 /// A stack and where it stopped.
@@ -90,7 +92,11 @@ class Fiber : public Context {
     mprotect(memory_, kGuardBytes, PROT_NONE);  // overflow is a fault, not a corruption
     bottom = memory_;
     size = kStackBytes;
-    auto** top = reinterpret_cast<void**>(static_cast<char*>(memory_) + kStackBytes);
+    // Tops at the same place of each stack would share a few sets of the cache, from which they oust each
+    // other.
+    static size_t made = 0;
+    const size_t colour = made++ % kStackColours * kColourBytes;
+    auto** top = reinterpret_cast<void**>(static_cast<char*>(memory_) + kStackBytes - colour);
     *--top = nullptr;  // where fiber_main would return to
     *--top = reinterpret_cast<void*>(fiber_main);
     for (int i = 0; i < kSavedRegisters; ++i) *--top = nullptr;
@@ -220,7 +226,10 @@ class Grid {
     current.block = block;
     if (!shared_.empty()) std::memset(shared_.data(), 0xFF, shared_.size() * sizeof(Line));
     const dim3 size = current.block_size;
-    for (Warp& warp : warps_) warp = {};
+    for (Warp& warp : warps_) {
+      warp.alive = 0;
+      warp.masks = 0;
+    }
     for (size_t i = 0; i < threads_.size(); ++i) {
       const auto n = static_cast<unsigned>(i);
       threads_[i] = {};
@@ -307,6 +316,7 @@ class Grid {
     auto place = end;
     if (warp.masks < kMostMasks) {
       ++warp.masks;
+      place->here = place->round = 0;
     } else {
       place = std::find_if(begin, end, [](const Meeting& m) { return m.here == 0; });
       if (place == end) fault("too many shuffle masks in use at one time");
