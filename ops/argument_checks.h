@@ -45,7 +45,7 @@ inline void check_linear(const char* op, const Tensor& x, int64_t inputs, const 
                          const Tensor& weight, const char* bias_name, const Tensor& bias) {
   check_same_kind(op, "x", x, weight_name, weight);
   ELWISE_CHECK(weight.rank() == 2 && weight.size(1) == inputs, op, ": expected ", weight_name, " [.., ",
-               inputs, "], got ", weight.shape());
+               inputs, "] for x ", x.shape(), ", got ", weight.shape());
   if (!bias.defined()) return;
   check_same_kind(op, "x", x, bias_name, bias);
   check_shape(op, bias_name, bias, {weight.size(0)});

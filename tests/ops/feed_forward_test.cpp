@@ -137,9 +137,9 @@ TEST_CASE("errors") {
   check_error([&] { feed_forward(uniform({}), w1, b1, w2, b2); },
               "feed_forward: expected x [.., inputs], got []");
   check_error([&] { feed_forward(x, w2, b1, w2, b2); },
-              "feed_forward: expected inner_weight [.., 3], got [4, 5]");
+              "feed_forward: expected inner_weight [.., 3] for x [2, 3], got [4, 5]");
   check_error([&] { feed_forward(x, w1, b1, w1, b2); },
-              "feed_forward: expected outer_weight [.., 5], got [5, 3]");
+              "feed_forward: expected outer_weight [.., 5] for x [2, 3], got [5, 3]");
   check_error([&] { feed_forward(x, w1, b2, w2, b2); },
               "feed_forward: expected inner_bias of shape [5], got [4]");
   check_error([&] { feed_forward(x, w1, b1, w2, b1); },

@@ -268,7 +268,7 @@ TEST_CASE("errors") {
       [&] {
         linear_cross_entropy(uniform({2, 3}), uniform({5, 4}), {}, index);
       },
-      "linear_cross_entropy: expected weight [.., 3], got [5, 4]");
+      "linear_cross_entropy: expected weight [.., 3] for x [2, 3], got [5, 4]");
   check_error(
       [&] {
         linear_cross_entropy(uniform({0, 4}), uniform({5, 4}), {}, arange(0));

@@ -337,10 +337,10 @@ TEST_CASE("errors") {
   check_error([&] { linear(index, a); }, "linear: expected x of dtype f32, f64 or bf16, got i64");
   check_error([&] { linear(a, cast(b, DType::f32)); },
               "linear: expected weight of f64 on cpu like x, got f32 on cpu");
-  check_error([&] { linear(a, b); }, "linear: expected weight [.., 3], got [4, 5]");
+  check_error([&] { linear(a, b); }, "linear: expected weight [.., 3] for x [2, 3], got [4, 5]");
   check_error([&] { linear(uniform({}), b); }, "linear: expected x [.., inputs], got []");
-  check_error([&] { linear_gelu(a, b); }, "linear_gelu: expected weight [.., 3], got [4, 5]");
-  check_error([&] { linear(a, v); }, "linear: expected weight [.., 3], got [3]");
+  check_error([&] { linear_gelu(a, b); }, "linear_gelu: expected weight [.., 3] for x [2, 3], got [4, 5]");
+  check_error([&] { linear(a, v); }, "linear: expected weight [.., 3] for x [2, 3], got [3]");
   check_error([&] { linear(a, uniform({4, 3}), v); }, "linear: expected bias of shape [4], got [3]");
   check_error(
       [&] {
