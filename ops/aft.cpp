@@ -225,7 +225,6 @@ std::vector<Tensor> backward(const Saved& saved, const BackwardContext& context)
 Tensor aft(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& position_bias,
            const AttentionOptions& options) {
   check_attention("aft", q, k, v, options);
-  refuse_bf16_on_cpu("aft", "q", q);
   check_position_bias(q, position_bias);
   const int64_t batch = q.size(0), length = q.size(1), channels = q.size(2);
   const TensorOptions index{.dtype = DType::i64, .device = q.device()};

@@ -10,12 +10,6 @@ inline void check_floating(const char* op, const char* name, const Tensor& tenso
                tensor.dtype());
 }
 
-/// Throws Error for bf16 on the CPU: for an op that has no kernel for it there.
-inline void refuse_bf16_on_cpu(const char* op, const char* name, const Tensor& tensor) {
-  ELWISE_CHECK(tensor.dtype() != DType::bf16 || tensor.device() != kCpu, op, ": expected ", name,
-               " of dtype f32 or f64 on the CPU, got bf16");
-}
-
 /// Throws Error unless `tensor` has the dtype and device of `reference`.
 inline void check_same_kind(const char* op, const char* reference_name, const Tensor& reference,
                             const char* name, const Tensor& tensor) {

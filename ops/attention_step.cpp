@@ -151,7 +151,6 @@ Tensor softmax_attention_step(const Tensor& q, const Tensor& k, const Tensor& v,
 }
 
 Tensor ea_step(const Tensor& q, const Tensor& k, const Tensor& v, KeyValueCache& cache) {
-  refuse_bf16_on_cpu("ea_step", "q", q);
   const CachePointers pointers = append_token("ea_step", q, k, v, cache);
   const Tensor y = empty(q.shape(), q.options()), partials = partial_sums(pointers, 3 * q.size(1), q);
   ELWISE_DISPATCH(
@@ -168,7 +167,6 @@ Tensor aft_step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor&
                    position_bias.size(0) > cache.longest,
                "aft_step: expected position_bias [positions, positions] for ", cache.longest + 1,
                " positions or more, got ", position_bias.shape());
-  refuse_bf16_on_cpu("aft_step", "q", q);
   const CachePointers pointers = append_token("aft_step", q, k, v, cache);
   const Tensor y = empty(q.shape(), q.options()), partials = partial_sums(pointers, 3 * q.size(1), q);
   ELWISE_DISPATCH(q.device(), aft_step,
@@ -197,13 +195,11 @@ LinearAttentionState linear_attention_state(int64_t batch, int64_t channels, int
 Tensor linear_attention_prefill(const Tensor& q, const Tensor& k, const Tensor& v,
                                 LinearAttentionState& state, const Tensor& key_mask) {
   check_attention("linear_attention_prefill", q, k, v, {.causal = true, .key_mask = key_mask});
-  refuse_bf16_on_cpu("linear_attention_prefill", "q", q);
   return run_linear_attention("linear_attention_prefill", q, k, v, q.size(1), state, key_mask);
 }
 
 Tensor linear_attention_step(const Tensor& q, const Tensor& k, const Tensor& v, LinearAttentionState& state) {
   check_attention_step("linear_attention_step", q, k, v);
-  refuse_bf16_on_cpu("linear_attention_step", "q", q);
   return run_linear_attention("linear_attention_step", q, k, v, 1, state, {});
 }
 

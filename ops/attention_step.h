@@ -3,9 +3,9 @@
 #include "core/tensor.h"
 
 // Generation, one token at a time, with the mechanisms other than EA-series (whose steps are in
-// ops/ea_series.h). q, k, v and y of a step: [batch, channels], f32 or f64; it adds the keys, then answers
-// the queries. Nothing here is differentiable: each throws Error, naming itself, where a gradient would have
-// to be recorded, and for arguments that do not fit.
+// ops/ea_series.h). q, k, v and y of a step: [batch, channels], f32, f64 or bf16; it adds the keys, then
+// answers the queries. Nothing here is differentiable: each throws Error, naming itself, where a gradient
+// would have to be recorded, and for arguments that do not fit.
 
 namespace elwise {
 

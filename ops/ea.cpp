@@ -9,7 +9,6 @@ namespace elwise {
 
 Tensor ea(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionOptions& options) {
   check_attention("ea", q, k, v, options);
-  refuse_bf16_on_cpu("ea", "q", q);
   const Tensor y = empty(q.shape(), q.options());
   const Tensor denominator = empty(q.shape(), {.dtype = accumulation_dtype(q.dtype()), .device = q.device()});
   ELWISE_DISPATCH(q.device(), ea_forward,

@@ -9,7 +9,8 @@ namespace elwise {
 /// sum_n c_n q_i^n Z_n, c_n = 2^n / n!, with the moments S_n = sum_j exp(-k_j^2) k_j^n v_j and Z_n = sum_j
 /// exp(-k_j^2) k_j^n over the visible keys. One fused, stable kernel each way; O(t length channels) time, and
 /// memory that hardly grows with t: backward keeps q, k, v and the moments at every 128th row. q, k, v, y:
-/// [batch, length, channels], f32 or f64. Differentiable. Throws Error unless order is even and in 0 .. 16.
+/// [batch, length, channels], f32, f64 or bf16. Differentiable. Throws Error unless order is even and in 0
+/// .. 16.
 Tensor ea_series(const Tensor& q, const Tensor& k, const Tensor& v, int order,
                  const AttentionOptions& options = {});
 

@@ -10,7 +10,6 @@ namespace elwise {
 Tensor linear_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
                         const AttentionOptions& options) {
   check_attention("linear_attention", q, k, v, options);
-  refuse_bf16_on_cpu("linear_attention", "q", q);
   ELWISE_CHECK(heads > 0 && q.size(2) % heads == 0, "linear_attention: expected heads that divide ",
                q.size(2), " channels, got ", heads);
   const int64_t batch = q.size(0), length = q.size(1), head = q.size(2) / heads;

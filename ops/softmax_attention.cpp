@@ -147,7 +147,6 @@ Tensor softmax_attention(const Tensor& q, const Tensor& k, const Tensor& v, int6
 Tensor softmax_attention_tiled(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
                                const AttentionOptions& options, double dropout_p, Generator& generator) {
   check_arguments("softmax_attention_tiled", q, k, v, heads, options, dropout_p);
-  refuse_bf16_on_cpu("softmax_attention_tiled", "q", q);
   const Tensor y = empty(q.shape(), q.options());
   const Tensor logsumexp =
       empty({q.size(0), heads, q.size(1)}, {.dtype = accumulation_dtype(q.dtype()), .device = q.device()});
@@ -174,6 +173,10 @@ Tensor softmax_attention_tiled(const Tensor& q, const Tensor& k, const Tensor& v
     const Tensor &query = saved_q.get(), &sums = saved_logsumexp.get();
     const Tensor dq = empty(query.shape(), query.options()), dk = empty(query.shape(), query.options()),
                  dv = empty(query.shape(), query.options()), delta = empty(sums.shape(), sums.options());
+    Tensor key_sums;
+    if (query.dtype() == DType::bf16 && query.device().type != DeviceType::cuda) {
+      key_sums = empty({2, forward.batch, forward.length, forward.channels}, sums.options());
+    }
     ELWISE_DISPATCH(query.device(), tiled_attention_backward,
                     {.dtype = forward.dtype,
                      .q = query.data(),
@@ -183,6 +186,7 @@ Tensor softmax_attention_tiled(const Tensor& q, const Tensor& k, const Tensor& v
                      .dy = context.gradient().data(),
                      .logsumexp = sums.data(),
                      .delta = delta.data(),
+                     .key_sums = data_or_null(key_sums),
                      .dq = dq.data(),
                      .dk = dk.data(),
                      .dv = dv.data(),

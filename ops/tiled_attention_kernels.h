@@ -56,6 +56,7 @@ struct TiledAttentionBackward {
   const void* dy;         // [batch, length, channels]
   const void* logsumexp;  // [batch, heads, length], f32 beside bf16
   void* delta;            // like logsumexp: scratch that the CPU does without
+  void* key_sums;         // f32 [2, batch, length, channels]: scratch of the CPU beside bf16, else null
   void* dq;               // [batch, length, channels]
   void* dk;               // [batch, length, channels]
   void* dv;               // [batch, length, channels]

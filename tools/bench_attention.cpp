@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "ops/argument_checks.h"
 #include "ops/ea_kernels.h"
 #include "ops/ea_series_kernels.h"
 #include "ops/softmax_kernels.h"
@@ -303,6 +304,10 @@ KernelCall tiled_backward(const Shape& shape, bool causal, Operands operands) {
   const TiledAttentionForward forward = tiled_arguments(operands.dtype(), shape, causal, in, y, logsumexp);
   run(ELWISE_KERNEL(tiled_attention_forward), forward, operands);
   const Gradients out(shape, operands);
+  Tensor key_sums;
+  if (operands.dtype() == DType::bf16) {
+    key_sums = operands.scratch_statistics({2, forward.batch, forward.length, forward.channels});
+  }
   const TiledAttentionBackward arguments{.dtype = operands.dtype(),
                                          .q = in.q.data(),
                                          .k = in.k.data(),
@@ -311,6 +316,7 @@ KernelCall tiled_backward(const Shape& shape, bool causal, Operands operands) {
                                          .dy = dy.data(),
                                          .logsumexp = logsumexp.data(),
                                          .delta = operands.scratch_statistics(per_query).data(),
+                                         .key_sums = data_or_null(key_sums),
                                          .dq = out.dq.data(),
                                          .dk = out.dk.data(),
                                          .dv = out.dv.data(),

@@ -1,4 +1,5 @@
-// What the kernels of the Attention Free Transformer share; ops/aft_kernels.h has the mathematics.
+// What the kernels of the Attention Free Transformer share; ops/aft_kernels.h has the mathematics. S is the
+// element type of the tensors, T = Compute<S> that of vectors and sums.
 
 #if defined(ELWISE_OPS_CPU_AFT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ELWISE_OPS_CPU_AFT_INL_H_
@@ -47,8 +48,10 @@ void for_each_row(const Arguments& args, const Body& body) {
 
 /// The probabilities of one query over the keys that it sees, for a vector of channels: its weights exp(w_ij
 /// + k_j), relative to the largest, over their sum.
-template <class T, class Arguments>
+template <class S, class Arguments>
 class DirectAnswer {
+  using T = Compute<S>;
+
  public:
   DirectAnswer(const Arguments& args, int64_t batch, int64_t row, int64_t channel, int64_t lanes)
       : args_(args),
@@ -56,7 +59,7 @@ class DirectAnswer {
         channel_(channel),
         lanes_(lanes),
         end_(args.direct.causal ? row + 1 : args.length),
-        bias_(static_cast<const T*>(args.direct.position_bias) + row * args.direct.positions),
+        bias_(static_cast<const S*>(args.direct.position_bias) + row * args.direct.positions),
         largest_(hn::Set(Tag<T>(), -std::numeric_limits<T>::infinity())),
         total_(hn::Zero(Tag<T>())) {
     for_each_visible([&](int64_t key) HWY_ATTR { largest_ = hn::Max(largest_, exponent(key).sum); });
@@ -86,13 +89,13 @@ class DirectAnswer {
   }
 
   HWY_INLINE Vec<T> load(const void* tensor, int64_t key) const {
-    return load_lanes(Tag<T>(), row_of(static_cast<const T*>(tensor), args_, batch_, key) + channel_, lanes_);
+    return load_lanes(Tag<T>(), row_of(static_cast<const S*>(tensor), args_, batch_, key) + channel_, lanes_);
   }
 
   /// w_ij + k_j by Knuth's TwoSum: of large addends that cancel, or nearly equal sums, every digit counts.
   HWY_INLINE Exponent exponent(int64_t key) const {
     const Tag<T> d;
-    const auto k = load(args_.direct.k, key), w = hn::Set(d, bias_[key]);
+    const auto k = load(args_.direct.k, key), w = hn::Set(d, static_cast<T>(bias_[key]));
     const auto sum = hn::Add(k, w), part = hn::Sub(sum, k);
     const auto error = hn::Add(hn::Sub(k, hn::Sub(sum, part)), hn::Sub(w, part));
     return {sum, hn::IfThenZeroElse(hn::IsNaN(error), error)};  // NaN where an addend is infinite
@@ -105,7 +108,7 @@ class DirectAnswer {
 
   const Arguments& args_;
   int64_t batch_, channel_, lanes_, end_;
-  const T* bias_;
+  const S* bias_;
   Vec<T> largest_, total_;
 };
 

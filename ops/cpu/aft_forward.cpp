@@ -37,19 +37,19 @@ HWY_NOINLINE void note_large(hn::Mask<Tag<T>> large, int64_t row, int64_t lanes,
   }
 }
 
-template <class T>
+template <class S, class T = Compute<S>>
 void keys(const AftKeys& args) {
   const Tag<T> d;
   const auto limit = hn::Set(d, T(kAftLargestKey));
   if (args.first_large != nullptr) std::fill_n(args.first_large, args.batch * args.channels, args.length);
   for_each_row(args, [&](int64_t batch, int64_t row) HWY_ATTR {
-    T* weighted = pair_of(static_cast<T*>(args.keys), args, batch, row);
+    S* weighted = pair_of(static_cast<S*>(args.keys), args, batch, row);
     if (args.key_mask != nullptr && !args.key_mask[batch * args.length + row]) {
-      std::fill_n(weighted, 2 * args.channels, T(0));
+      std::fill_n(weighted, 2 * args.channels, S());
       return;
     }
-    const T* k = row_of(static_cast<const T*>(args.k), args, batch, row);
-    const T* v = row_of(static_cast<const T*>(args.v), args, batch, row);
+    const S* k = row_of(static_cast<const S*>(args.k), args, batch, row);
+    const S* v = row_of(static_cast<const S*>(args.v), args, batch, row);
     for_each_vector(d, 0, args.channels, [&](int64_t c, int64_t n) HWY_ATTR {
       const auto key = load_lanes(d, k + c, n);
       const auto large = hn::Gt(key, limit);
@@ -63,8 +63,10 @@ void keys(const AftKeys& args) {
   });
 }
 
-template <class T>
+template <class S>
 class Outputs {
+  using T = Compute<S>;
+
  public:
   explicit Outputs(const AftOutputs& args) : args_(args) {
     for (int64_t batch = 0; batch < args.batch; ++batch) {
@@ -90,13 +92,13 @@ class Outputs {
 
   void answer(int64_t batch, int64_t row) const {
     const Tag<T> d;
-    T* sums = pair_of(static_cast<T*>(args_.sums), args_, batch, row);
-    T* z = sums + args_.channels;
-    const T* q = row_of(static_cast<const T*>(args_.q), args_, batch, row);
-    T* y = row_of(static_cast<T*>(args_.y), args_, batch, row);
+    S* sums = pair_of(static_cast<S*>(args_.sums), args_, batch, row);
+    S* z = sums + args_.channels;
+    const S* q = row_of(static_cast<const S*>(args_.q), args_, batch, row);
+    S* y = row_of(static_cast<S*>(args_.y), args_, batch, row);
     if (!sees(row, first_visible_[batch])) {
-      std::fill_n(y, args_.channels, T(0));
-      std::fill_n(sums, 2 * args_.channels, T(0));
+      std::fill_n(y, args_.channels, S());
+      std::fill_n(sums, 2 * args_.channels, S());
       return;
     }
     const bool sees_large = sees(row, first_large_[batch]);
@@ -128,7 +130,7 @@ class Outputs {
 
   HWY_NOINLINE Vec<T> direct_answer(int64_t batch, int64_t row, int64_t channel, int64_t lanes) const {
     std::atomic_ref<int64_t>(*args_.direct_answers).store(1);
-    const DirectAnswer<T, AftOutputs> direct(args_, batch, row, channel, lanes);
+    const DirectAnswer<S, AftOutputs> direct(args_, batch, row, channel, lanes);
     auto result = hn::Zero(Tag<T>());
     direct.for_each_key([&](int64_t key, Vec<T> probability)
                             HWY_ATTR { result = hn::MulAdd(probability, direct.value(key), result); });
@@ -143,11 +145,11 @@ class Outputs {
 }  // namespace aft
 
 void aft_keys_simd(const AftKeys& args) {
-  dispatch_f32_f64(args.dtype, "aft_keys", [&]<class T>() { aft::keys<T>(args); });
+  dispatch_f32_f64_bf16(args.dtype, "aft_keys", [&]<class S>() { aft::keys<S>(args); });
 }
 
 void aft_outputs_simd(const AftOutputs& args) {
-  dispatch_f32_f64(args.dtype, "aft_outputs", [&]<class T>() { aft::Outputs<T>(args).run(); });
+  dispatch_f32_f64_bf16(args.dtype, "aft_outputs", [&]<class S>() { aft::Outputs<S>(args).run(); });
 }
 
 }  // namespace elwise::cpu::HWY_NAMESPACE

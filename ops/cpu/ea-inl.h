@@ -3,7 +3,8 @@
 // Lanes are channels, so nothing crosses lanes. A task owns one vector of channels and walks tiles of queries
 // and, within, tiles of keys. The visible rows of a key tile are packed side by side first: hidden keys then
 // cost nothing, and a column whose rows are a tensor row apart would share a few sets of the L1 cache. The
-// exponential bounds the speed; sums are blocked by tile.
+// exponential bounds the speed; sums are blocked by tile. S is the element type of the tensors, T =
+// Compute<S> that of vectors and sums.
 
 #if defined(ELWISE_OPS_CPU_EA_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ELWISE_OPS_CPU_EA_INL_H_
@@ -45,7 +46,7 @@ inline constexpr int64_t kLanes = hn::MaxLanes(Tag<T>());
 /// Adjacent channels of one batch entry, at most a vector of them, down all rows.
 template <class T>
 struct Column {
-  using Lane = std::remove_const_t<T>;
+  using Lane = Compute<std::remove_const_t<T>>;
 
   T* data;
   int64_t stride;  // elements from row to row
@@ -58,14 +59,19 @@ struct Column {
 };
 
 /// Where the task is: the first channel of one vector of channels in one batch entry.
-template <class T, class Arguments>
+template <class S, class Arguments>
 struct Place {
+  using T = Compute<S>;
+
   const Arguments& args;
   int64_t batch;
   int64_t channel;
 
-  HWY_INLINE Column<const T> in(const void* tensor) const { return at(static_cast<const T*>(tensor)); }
-  HWY_INLINE Column<T> out(void* tensor) const { return at(static_cast<T*>(tensor)); }
+  HWY_INLINE Column<const S> in(const void* tensor) const { return at(static_cast<const S*>(tensor)); }
+  HWY_INLINE Column<S> out(void* tensor) const { return at(static_cast<S*>(tensor)); }
+  /// The same of a tensor of sums.
+  HWY_INLINE Column<const T> sums(const void* tensor) const { return at(static_cast<const T*>(tensor)); }
+  HWY_INLINE Column<T> sums(void* tensor) const { return at(static_cast<T*>(tensor)); }
 
   template <class P>
   HWY_INLINE Column<P> at(P* tensor) const {
@@ -90,15 +96,15 @@ struct Rows {
 };
 
 /// The keys before row `end`, in tiles.
-template <class T, class Arguments>
-VisibleKeys visible_keys(const Place<T, Arguments>& place, int64_t end) {
+template <class S, class Arguments>
+VisibleKeys visible_keys(const Place<S, Arguments>& place, int64_t end) {
   const bool* mask = place.args.key_mask;
   return {mask ? mask + place.batch * place.args.length : nullptr, end, place.args.causal, kKeyTile};
 }
 
 /// The visible rows of a tile.
-template <class T>
-HWY_INLINE void pack(const VisibleKeys& keys, const Column<const T>& column, Rows<T, kKeyTile>& packed) {
+template <class S, class T>
+HWY_INLINE void pack(const VisibleKeys& keys, const Column<const S>& column, Rows<T, kKeyTile>& packed) {
   for (int64_t j = 0; j < keys.count(); ++j) packed.set(j, column.load(keys.row(j)));
 }
 
@@ -135,8 +141,8 @@ struct Neighbours {
 /// The references r_i of the queries [begin, end), at most kQueryTile of them. As a rule all queries find a
 /// near key among the first few. An exact search by side, not by rounded distance, so that no exponent is
 /// positive.
-template <class T, class Arguments>
-void find_references(const Place<T, Arguments>& place, int64_t begin, int64_t end,
+template <class S, class Arguments, class T>
+void find_references(const Place<S, Arguments>& place, int64_t begin, int64_t end,
                      Rows<T, kQueryTile>& reference) {
   const Tag<T> d;
   const auto q = place.in(place.args.q), k = place.in(place.args.k);

@@ -1,6 +1,7 @@
 // The gradient of full element-wise attention, eq. 2 of arXiv 2501.05730.
 
 #include <algorithm>
+#include <type_traits>
 
 #include "core/parallel.h"
 #include "ops/ea_kernels.h"
@@ -12,21 +13,41 @@
 
 #include "core/simd-inl.h"
 #include "ops/cpu/ea-inl.h"
+#include "ops/cpu/thread_scratch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace elwise::cpu::HWY_NAMESPACE {
 namespace ea {
 namespace {
 
+/// Where a task sums its columns of dk and dv: in place, but for those of bf16, which are rounded once only.
+template <class S>
+struct KeySums {
+  using T = Compute<S>;
+  static constexpr bool kInPlace = std::is_same_v<S, T>;
+
+  Column<T> dk, dv;
+
+  static KeySums of(const Place<S, EaBackward>& place) {
+    if constexpr (kInPlace) {
+      return {place.out(place.args.dk), place.out(place.args.dv)};
+    } else {
+      const int64_t count = place.args.length * kLanes<T>;
+      T* const sums = thread_scratch<T>(2 * count);
+      return {{sums, kLanes<T>, kLanes<T>}, {sums + count, kLanes<T>, kLanes<T>}};
+    }
+  }
+};
+
 /// Adds the share of queries [begin, end) to dk and dv, and sets their dq.
-template <class T>
-void backward_tile(const Place<T, EaBackward>& place, int64_t begin, int64_t end) {
+template <class S, class T = Compute<S>>
+void backward_tile(const Place<S, EaBackward>& place, const KeySums<S>& sums, int64_t begin, int64_t end) {
   const Tag<T> d;
   const auto zero = hn::Zero(d), two = hn::Set(d, T(2));
   const auto q = place.in(place.args.q), k = place.in(place.args.k), v = place.in(place.args.v);
   const auto y = place.in(place.args.y), dy = place.in(place.args.dy);
-  const auto denominator = place.in(place.args.denominator);
-  const auto dq = place.out(place.args.dq), dk = place.out(place.args.dk), dv = place.out(place.args.dv);
+  const auto denominator = place.sums(place.args.denominator);
+  const auto dq = place.out(place.args.dq);
   const int64_t count = end - begin;
   Rows<T, kQueryTile> reference, scales, dqs;  // scale: dy_i / denominator_i
   Rows<T, kKeyTile> keys, values, dks, dvs;
@@ -61,26 +82,33 @@ void backward_tile(const Place<T, EaBackward>& place, int64_t begin, int64_t end
     }
     for (int64_t j = 0; j < visible.count(); ++j) {
       const int64_t row = visible.row(j);
-      dk.store(row, hn::MulAdd(two, dks.get(j), dk.load(row)));
-      dv.store(row, hn::Add(dv.load(row), dvs.get(j)));
+      sums.dk.store(row, hn::MulAdd(two, dks.get(j), sums.dk.load(row)));
+      sums.dv.store(row, hn::Add(sums.dv.load(row), dvs.get(j)));
     }
   }
   for (int64_t i = 0; i < count; ++i) dq.store(begin + i, hn::Mul(two, dqs.get(i)));
 }
 
-template <class T>
+template <class S, class T = Compute<S>>
 void run(const EaBackward& args) {
   const int64_t vectors = tiles_of(args.channels, kLanes<T>);
   parallel_tasks(args.batch * vectors, [&](int64_t task) HWY_ATTR {
     const FlushToZero flush;
-    const Place<T, EaBackward> place{args, task / vectors, task % vectors * kLanes<T>};
-    const auto dk = place.out(args.dk), dv = place.out(args.dv);
+    const Place<S, EaBackward> place{args, task / vectors, task % vectors * kLanes<T>};
+    const auto sums = KeySums<S>::of(place);
     for (int64_t row = 0; row < args.length; ++row) {
-      dk.store(row, hn::Zero(Tag<T>()));
-      dv.store(row, hn::Zero(Tag<T>()));
+      sums.dk.store(row, hn::Zero(Tag<T>()));
+      sums.dv.store(row, hn::Zero(Tag<T>()));
     }
     for (int64_t begin = 0; begin < args.length; begin += kQueryTile) {
-      backward_tile(place, begin, std::min(begin + kQueryTile, args.length));
+      backward_tile(place, sums, begin, std::min(begin + kQueryTile, args.length));
+    }
+    if constexpr (!KeySums<S>::kInPlace) {
+      const auto dk = place.out(args.dk), dv = place.out(args.dv);
+      for (int64_t row = 0; row < args.length; ++row) {
+        dk.store(row, sums.dk.load(row));
+        dv.store(row, sums.dv.load(row));
+      }
     }
   });
 }
@@ -89,7 +117,7 @@ void run(const EaBackward& args) {
 }  // namespace ea
 
 void ea_backward_simd(const EaBackward& args) {
-  dispatch_f32_f64(args.dtype, "ea_backward", [&]<class T>() { ea::run<T>(args); });
+  dispatch_f32_f64_bf16(args.dtype, "ea_backward", [&]<class S>() { ea::run<S>(args); });
 }
 
 }  // namespace elwise::cpu::HWY_NAMESPACE

@@ -18,12 +18,13 @@ namespace elwise::cpu::HWY_NAMESPACE {
 namespace ea {
 namespace {
 
-template <class T>
-void forward_tile(const Place<T, EaForward>& place, int64_t begin, int64_t end) {
+template <class S, class T = Compute<S>>
+void forward_tile(const Place<S, EaForward>& place, int64_t begin, int64_t end) {
   const Tag<T> d;
   const auto zero = hn::Zero(d);
   const auto q = place.in(place.args.q), k = place.in(place.args.k), v = place.in(place.args.v);
-  const auto y = place.out(place.args.y), denominator = place.out(place.args.denominator);
+  const auto y = place.out(place.args.y);
+  const auto denominator = place.sums(place.args.denominator);
   const int64_t count = end - begin;
   Rows<T, kQueryTile> reference, numerators, denominators;
   Rows<T, kKeyTile> keys, values;
@@ -57,13 +58,13 @@ void forward_tile(const Place<T, EaForward>& place, int64_t begin, int64_t end) 
   }
 }
 
-template <class T>
+template <class S, class T = Compute<S>>
 void run(const EaForward& args) {
   const int64_t vectors = tiles_of(args.channels, kLanes<T>), tiles = tiles_of(args.length, kQueryTile);
   parallel_tasks(args.batch * vectors * tiles, [&](int64_t task) HWY_ATTR {
     const FlushToZero flush;
     const int64_t vector = task / tiles, begin = task % tiles * kQueryTile;
-    const Place<T, EaForward> place{args, vector / vectors, vector % vectors * kLanes<T>};
+    const Place<S, EaForward> place{args, vector / vectors, vector % vectors * kLanes<T>};
     forward_tile(place, begin, std::min(begin + kQueryTile, args.length));
   });
 }
@@ -72,7 +73,7 @@ void run(const EaForward& args) {
 }  // namespace ea
 
 void ea_forward_simd(const EaForward& args) {
-  dispatch_f32_f64(args.dtype, "ea_forward", [&]<class T>() { ea::run<T>(args); });
+  dispatch_f32_f64_bf16(args.dtype, "ea_forward", [&]<class S>() { ea::run<S>(args); });
 }
 
 }  // namespace elwise::cpu::HWY_NAMESPACE

@@ -23,8 +23,10 @@ template <class T>
 using Vec = hn::Vec<Tag<T>>;
 
 /// EA: a key weighs exp(-d^2), d = |q - k|.
-template <class T>
+template <class S>
 struct SquaredDistance {
+  using T = Compute<S>;
+
   Vec<T> q;
 
   HWY_INLINE Vec<T> distance(Vec<T> k, int64_t) const { return hn::Abs(hn::Sub(q, k)); }
@@ -35,12 +37,14 @@ struct SquaredDistance {
 };
 
 /// AFT: a key weighs exp(-d), d = -(k + bias of its row).
-template <class T>
+template <class S>
 struct NegativeBiasedKey {
-  const T* bias;  // of the query's position
+  using T = Compute<S>;
+
+  const S* bias;  // of the query's position
 
   HWY_INLINE Vec<T> distance(Vec<T> k, int64_t row) const {
-    return hn::Neg(hn::Add(k, hn::Set(Tag<T>(), bias[row])));
+    return hn::Neg(hn::Add(k, hn::Set(Tag<T>(), static_cast<T>(bias[row]))));
   }
   static HWY_INLINE Vec<T> ratio(Vec<T> near, Vec<T> far) {
     return ExpNonPositive(Tag<T>(), hn::Sub(near, far));
@@ -74,8 +78,8 @@ struct WeightedSums {
 inline constexpr int64_t kBlock = 8;
 
 /// The sums of rows [begin, begin + kRows).
-template <int64_t kRows, class T, class Weight>
-HWY_INLINE WeightedSums<T> block_sums(const Weight& weight, const T* k, const T* v, int64_t stride,
+template <int64_t kRows, class S, class Weight, class T = Compute<S>>
+HWY_INLINE WeightedSums<T> block_sums(const Weight& weight, const S* k, const S* v, int64_t stride,
                                       int64_t begin, int64_t lanes) {
   constexpr int64_t kAhead = 4 * kBlock;  // rows; what lies beyond the cache is not fetched, and does no harm
   const Tag<T> d;
@@ -99,8 +103,8 @@ HWY_INLINE WeightedSums<T> block_sums(const Weight& weight, const T* k, const T*
 }
 
 /// The mean of `rows` values. Sums of segments join the total: long sums stay accurate.
-template <class T, class Weight>
-HWY_INLINE Vec<T> weighted_mean(const Weight& weight, const T* k, const T* v, int64_t stride, int64_t rows,
+template <class S, class Weight, class T = Compute<S>>
+HWY_INLINE Vec<T> weighted_mean(const Weight& weight, const S* k, const S* v, int64_t stride, int64_t rows,
                                 int64_t lanes) {
   constexpr int64_t kSegment = 32 * kBlock;
   auto total = WeightedSums<T>::none();
@@ -109,9 +113,9 @@ HWY_INLINE Vec<T> weighted_mean(const Weight& weight, const T* k, const T* v, in
     auto sums = WeightedSums<T>::none();
     int64_t row = segment;
     for (; row + kBlock <= end; row += kBlock) {
-      sums.template add<Weight>(block_sums<kBlock, T>(weight, k, v, stride, row, lanes));
+      sums.template add<Weight>(block_sums<kBlock>(weight, k, v, stride, row, lanes));
     }
-    for (; row < end; ++row) sums.template add<Weight>(block_sums<1, T>(weight, k, v, stride, row, lanes));
+    for (; row < end; ++row) sums.template add<Weight>(block_sums<1>(weight, k, v, stride, row, lanes));
     total.template add<Weight>(sums);
   }
   return hn::Div(total.values, total.weights);
@@ -119,50 +123,50 @@ HWY_INLINE Vec<T> weighted_mean(const Weight& weight, const T* k, const T* v, in
 
 /// Calls body(batch, channel, lanes, keys, k, v) for every vector of channels, in parallel: k and v point at
 /// its first row in the cache.
-template <class T, class Body>
+template <class S, class Body>
 void for_each_vector_of_channels(const CachePointers& cache, const Body& body) {
-  const int64_t kLanes = hn::MaxLanes(Tag<T>()), vectors = (cache.channels + kLanes - 1) / kLanes;
+  const int64_t kLanes = hn::MaxLanes(Tag<Compute<S>>()), vectors = (cache.channels + kLanes - 1) / kLanes;
   const int64_t grain = 1 + kElementsPerThread / (std::max<int64_t>(cache.longest, 1) * kLanes);
   parallel_for(cache.batch * vectors, grain, [&](int64_t begin, int64_t end) HWY_ATTR {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t batch = item / vectors, channel = item % vectors * kLanes;
       const int64_t first = batch * cache.capacity * cache.channels + channel;
       body(batch, channel, std::min(kLanes, cache.channels - channel), cache.lengths[batch],
-           static_cast<const T*>(cache.k) + first, static_cast<const T*>(cache.v) + first);
+           static_cast<const S*>(cache.k) + first, static_cast<const S*>(cache.v) + first);
     }
   });
 }
 
-template <class T>
+template <class S, class T = Compute<S>>
 void ea_all(const EaStep& args) {
-  const auto* q = static_cast<const T*>(args.q);
-  auto* y = static_cast<T*>(args.y);
+  const auto* q = static_cast<const S*>(args.q);
+  auto* y = static_cast<S*>(args.y);
   const int64_t stride = args.cache.channels;
-  for_each_vector_of_channels<T>(args.cache, [&](int64_t batch, int64_t channel, int64_t lanes, int64_t rows,
-                                                 const T* k, const T* v) HWY_ATTR {
+  for_each_vector_of_channels<S>(args.cache, [&](int64_t batch, int64_t channel, int64_t lanes, int64_t rows,
+                                                 const S* k, const S* v) HWY_ATTR {
     const Tag<T> d;
     const int64_t at = batch * stride + channel;
     Vec<T> answer = hn::Zero(d);
     if (rows > 0) {
-      const SquaredDistance<T> weight{load_lanes(d, q + at, lanes)};
+      const SquaredDistance<S> weight{load_lanes(d, q + at, lanes)};
       answer = weighted_mean(weight, k, v, stride, rows, lanes);
     }
     store_lanes(d, answer, y + at, lanes);
   });
 }
 
-template <class T>
+template <class S, class T = Compute<S>>
 void aft_all(const AftStep& args) {
-  const auto *q = static_cast<const T*>(args.q), *bias = static_cast<const T*>(args.position_bias);
-  auto* y = static_cast<T*>(args.y);
+  const auto *q = static_cast<const S*>(args.q), *bias = static_cast<const S*>(args.position_bias);
+  auto* y = static_cast<S*>(args.y);
   const int64_t stride = args.cache.channels;
-  for_each_vector_of_channels<T>(args.cache, [&](int64_t batch, int64_t channel, int64_t lanes, int64_t rows,
-                                                 const T* k, const T* v) HWY_ATTR {
+  for_each_vector_of_channels<S>(args.cache, [&](int64_t batch, int64_t channel, int64_t lanes, int64_t rows,
+                                                 const S* k, const S* v) HWY_ATTR {
     const Tag<T> d;
     const int64_t at = batch * stride + channel;
     Vec<T> answer = hn::Zero(d);
     if (rows > 0) {
-      const NegativeBiasedKey<T> weight{bias + (rows - 1) * args.positions};
+      const NegativeBiasedKey<S> weight{bias + (rows - 1) * args.positions};
       answer =
           hn::Mul(Sigmoid(d, load_lanes(d, q + at, lanes)), weighted_mean(weight, k, v, stride, rows, lanes));
     }
@@ -171,11 +175,11 @@ void aft_all(const AftStep& args) {
 }
 
 void ea_step_simd(const EaStep& args) {
-  dispatch_f32_f64(args.dtype, "ea_step", [&]<class T>() { ea_all<T>(args); });
+  dispatch_f32_f64_bf16(args.dtype, "ea_step", [&]<class S>() { ea_all<S>(args); });
 }
 
 void aft_step_simd(const AftStep& args) {
-  dispatch_f32_f64(args.dtype, "aft_step", [&]<class T>() { aft_all<T>(args); });
+  dispatch_f32_f64_bf16(args.dtype, "aft_step", [&]<class S>() { aft_all<S>(args); });
 }
 
 }  // namespace

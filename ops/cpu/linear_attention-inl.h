@@ -3,7 +3,9 @@
 // A task walks one head down a span of the sequence in chunks of 64 rows. Inside a chunk the causal form is
 // quadratic; what lies before it (or, for the gradients of keys, behind it) comes from the running state. All
 // of it is products a^T b of small dense matrices, by the register tile of the blocked matrix product; rows
-// are features or values as they are stored, and "columns" the same transposed, [channels][kChunk].
+// are features or values as they are stored, and "columns" the same transposed, [channels][kChunk]. S is
+// the element type of the tensors, T = Compute<S> that of matrices and states: rows are converted as they are
+// loaded and stored.
 
 #if defined(ELWISE_OPS_CPU_LINEAR_ATTENTION_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ELWISE_OPS_CPU_LINEAR_ATTENTION_INL_H_
@@ -150,7 +152,7 @@ HWY_INLINE Vec<T> feature(Vec<T> x) {
 }
 
 /// One head of one batch entry.
-template <class T, class Arguments>
+template <class S, class Arguments>
 struct Head {
   const Arguments& args;
   int64_t batch, head;
@@ -158,8 +160,8 @@ struct Head {
   Head(const Arguments& arguments, int64_t pair)
       : args(arguments), batch(pair / arguments.heads), head(pair % arguments.heads) {}
 
-  Matrix<const T> in(const void* tensor) const { return {static_cast<const T*>(tensor) + offset(), step()}; }
-  Matrix<T> out(void* tensor) const { return {static_cast<T*>(tensor) + offset(), step()}; }
+  Matrix<const S> in(const void* tensor) const { return {static_cast<const S*>(tensor) + offset(), step()}; }
+  Matrix<S> out(void* tensor) const { return {static_cast<S*>(tensor) + offset(), step()}; }
   /// Element i is query i's.
   template <class P>
   P* per_query(P* tensor) const {
@@ -202,18 +204,18 @@ struct Chunk {
 };
 
 /// Asks for a row of the next chunk: rows of one head, a tensor row apart, are not prefetched by hardware.
-template <class T>
-HWY_INLINE void prefetch_row(const T* row, int64_t width) {
-  for (int64_t c = 0; c < width; c += 64 / sizeof(T)) hwy::Prefetch(row + c);
+template <class S>
+HWY_INLINE void prefetch_row(const S* row, int64_t width) {
+  for (int64_t c = 0; c < width; c += 64 / sizeof(S)) hwy::Prefetch(row + c);
 }
 
 /// to [count, width] = function(the chunk's rows of `from`).
-template <class T, class Function>
-HWY_INLINE void load_rows(Matrix<const T> from, const Chunk& chunk, int64_t width, Matrix<T> to,
+template <class S, class T, class Function>
+HWY_INLINE void load_rows(Matrix<const S> from, const Chunk& chunk, int64_t width, Matrix<T> to,
                           const Function& function) {
   const Tag<T> d;
   for (int64_t i = 0; i < chunk.count; ++i) {
-    const T* HWY_RESTRICT source = from.row(chunk.begin + i);
+    const S* HWY_RESTRICT source = from.row(chunk.begin + i);
     T* HWY_RESTRICT target = to.row(i);
     prefetch_row(source + chunk.next * from.step, width);
     for_each_vector(d, 0, width, [&](int64_t c, int64_t n) HWY_ATTR {
@@ -222,29 +224,29 @@ HWY_INLINE void load_rows(Matrix<const T> from, const Chunk& chunk, int64_t widt
   }
 }
 
-template <class T, class Arguments>
-HWY_INLINE void load_query_features(const Head<T, Arguments>& head, const Chunk& chunk, Matrix<T> to) {
+template <class S, class Arguments, class T>
+HWY_INLINE void load_query_features(const Head<S, Arguments>& head, const Chunk& chunk, Matrix<T> to) {
   load_rows(head.in(head.args.q), chunk, head.args.head, to, [](Vec<T> x) HWY_ATTR { return feature<T>(x); });
 }
 
 /// Rows of 0 for hidden keys, whatever they hold.
-template <class T, class Arguments>
-void clear_hidden(const Head<T, Arguments>& head, const Chunk& chunk, Matrix<T> to) {
+template <class S, class Arguments, class T>
+void clear_hidden(const Head<S, Arguments>& head, const Chunk& chunk, Matrix<T> to) {
   if (head.args.key_mask == nullptr) return;
   for (int64_t i = 0; i < chunk.count; ++i) {
     if (!head.is_visible(chunk.begin + i)) std::fill_n(to.row(i), to.step, T(0));
   }
 }
 
-template <class T, class Arguments>
-HWY_INLINE void load_key_features(const Head<T, Arguments>& head, const Chunk& chunk, Matrix<T> to) {
+template <class S, class Arguments, class T>
+HWY_INLINE void load_key_features(const Head<S, Arguments>& head, const Chunk& chunk, Matrix<T> to) {
   load_rows(head.in(head.args.k), chunk, head.args.head, to, [](Vec<T> x) HWY_ATTR { return feature<T>(x); });
   clear_hidden(head, chunk, to);
 }
 
 /// The values of the visible keys, and a 1 behind each row. False where one is not finite.
-template <class T, class Arguments>
-HWY_INLINE bool load_values(const Head<T, Arguments>& head, const Chunk& chunk, Matrix<T> to) {
+template <class S, class Arguments, class T>
+HWY_INLINE bool load_values(const Head<S, Arguments>& head, const Chunk& chunk, Matrix<T> to) {
   const Tag<T> d;
   load_rows(head.in(head.args.v), chunk, head.args.head, to, [](Vec<T> x) HWY_ATTR { return x; });
   for (int64_t i = 0; i < chunk.count; ++i) to.row(i)[head.args.head] = T(1);

@@ -2,6 +2,9 @@
 
 #include "ops/linear_attention_kernels.h"
 
+#include <algorithm>
+#include <vector>
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/linear_attention_backward.cpp"
 #include <hwy/foreach_target.h>
@@ -15,9 +18,9 @@ namespace elwise::cpu::HWY_NAMESPACE {
 namespace linear_attention {
 namespace {
 
-template <class T>
-HWY_INLINE T dot(const T* a, const T* b, int64_t count) {
-  const Tag<T> d;
+template <class S>
+HWY_INLINE Compute<S> dot(const S* a, const S* b, int64_t count) {
+  const Tag<Compute<S>> d;
   auto sum = hn::Zero(d);
   for_each_vector(d, 0, count, [&](int64_t c, int64_t n) HWY_ATTR {
     sum = hn::MulAdd(load_lanes(d, a + c, n), load_lanes(d, b + c, n), sum);
@@ -26,8 +29,8 @@ HWY_INLINE T dot(const T* a, const T* b, int64_t count) {
 }
 
 /// to [width] += scale * from.
-template <class T>
-HWY_INLINE void add_scaled(const T* from, T scale, int64_t width, T* to) {
+template <class S, class T>
+HWY_INLINE void add_scaled(const S* from, T scale, int64_t width, T* to) {
   const Tag<T> d;
   for_each_vector(d, 0, width, [&](int64_t c, int64_t n) HWY_ATTR {
     store_lanes(d, hn::MulAdd(load_lanes(d, from + c, n), hn::Set(d, scale), load_lanes(d, to + c, n)),
@@ -37,8 +40,10 @@ HWY_INLINE void add_scaled(const T* from, T scale, int64_t width, T* to) {
 
 /// The first pass goes down the sequence: dq, from S and z as in forward. The second goes up: dk and dv, from
 /// A and B. A row of a with b behind it meets a row of v with a 1 behind it.
-template <class T>
+template <class S>
 class Backward {
+  using T = Compute<S>;
+
  public:
   explicit Backward(const LinearAttentionBackward& args)
       : args_(args),
@@ -58,13 +63,13 @@ class Backward {
   }
 
  private:
-  using HeadOf = Head<T, LinearAttentionBackward>;
+  using HeadOf = Head<S, LinearAttentionBackward>;
 
   /// Rows (a_i, b_i), 0 for queries that are answered directly.
   void load_output_gradients(const HeadOf& head, const Chunk& chunk, Matrix<T> to) const {
     const Tag<T> d;
     const int64_t width = args_.head;
-    const Matrix<const T> dys = head.in(args_.dy), ys = head.in(args_.y);
+    const Matrix<const S> dys = head.in(args_.dy), ys = head.in(args_.y);
     const T* denominators = head.per_query(static_cast<const T*>(args_.denominator));
     for (int64_t i = 0; i < chunk.count; ++i) {
       const int64_t row = chunk.begin + i;
@@ -189,7 +194,7 @@ class Backward {
     std::copy_n(from + width * width, width, to.row(width));
   }
 
-  void store_rows(Matrix<T> from, const Chunk& chunk, Matrix<T> to) const {
+  void store_rows(Matrix<T> from, const Chunk& chunk, Matrix<S> to) const {
     const Tag<T> d;
     for (int64_t i = 0; i < chunk.count; ++i) {
       for_each_vector(d, 0, args_.head, [&](int64_t c, int64_t n) HWY_ATTR {
@@ -201,7 +206,7 @@ class Backward {
   /// Gradients of x from those of phi(x), which are multiplied by phi'(x) = min(phi(x), 1). Features of
   /// hidden keys are 0, and so are their gradients.
   void store_feature_gradients(Matrix<T> features, Matrix<T> gradients, const Chunk& chunk,
-                               Matrix<T> to) const {
+                               Matrix<S> to) const {
     const Tag<T> d;
     const auto one = hn::Set(d, T(1));
     for (int64_t i = 0; i < chunk.count; ++i) {
@@ -212,29 +217,47 @@ class Backward {
     }
   }
 
-  /// Adds the part of the queries that forward answered directly.
+  /// Adds the part of the queries that forward answered directly; of dk and dv, once it is whole.
   void direct_gradients(const HeadOf& head) const {
+    const Tag<T> d;
+    const int64_t width = args_.head, length = args_.length;
     const auto [scratch] = thread_matrices<T>({{DirectQuery<T>::kRows + 1, step_of<T>(args_.head)}});
     const T* denominators = head.per_query(static_cast<const T*>(args_.denominator));
-    for (int64_t row = 0; row < args_.length; ++row) {
-      if (denominators[row] == 0) direct_gradient(head, row, scratch);
+    if (std::find(denominators, denominators + length, T(0)) == denominators + length) return;
+    std::vector<T> sums(static_cast<size_t>(2 * length * width));
+    const Matrix<T> dks{sums.data(), width}, dvs{dks.row(length), width};
+    for (int64_t row = 0; row < length; ++row) {
+      if (denominators[row] == 0) direct_gradient(head, row, scratch, dks, dvs);
     }
+    const auto add_rows = [&](Matrix<T> from, Matrix<S> to) HWY_ATTR {
+      for (int64_t row = 0; row < length; ++row) {
+        S* const target = to.row(row);
+        for_each_vector(d, 0, width, [&](int64_t c, int64_t n) HWY_ATTR {
+          store_lanes(d, hn::Add(load_lanes(d, target + c, n), load_lanes(d, from.row(row) + c, n)),
+                      target + c, n);
+        });
+      }
+    };
+    add_rows(dks, head.out(args_.dk));
+    add_rows(dvs, head.out(args_.dv));
   }
 
-  void direct_gradient(const HeadOf& head, int64_t row, Matrix<T> scratch) const {
+  /// Adds the part of the query in row `row` to dks and dvs, and writes its dq.
+  void direct_gradient(const HeadOf& head, int64_t row, Matrix<T> scratch, Matrix<T> dks,
+                       Matrix<T> dvs) const {
     const Tag<T> d;
     const int64_t width = args_.head;
     const DirectQuery<T> query(head, row, scratch);
-    const Matrix<const T> k = head.in(args_.k), v = head.in(args_.v);
-    const T *dy = head.in(args_.dy).row(row), *y = head.in(args_.y).row(row);
+    const Matrix<const S> k = head.in(args_.k), v = head.in(args_.v);
+    const S *dy = head.in(args_.dy).row(row), *y = head.in(args_.y).row(row);
     T* feature_sums = scratch.row(DirectQuery<T>::kRows);  // sum_j e_j (1 + k_j+) exp(k_j- - r)
     std::fill_n(feature_sums, scratch.step, T(0));
     T denominator = 0;
     query.for_each_key(head, [&](int64_t key) HWY_ATTR { denominator += query.weight(k.row(key)); });
     query.for_each_key(head, [&](int64_t key) HWY_ATTR {
-      const T* of_key = k.row(key);
-      T* dk = head.out(args_.dk).row(key);
-      add_scaled(dy, query.weight(of_key) / denominator, width, head.out(args_.dv).row(key));
+      const S* of_key = k.row(key);
+      T* dk = dks.row(key);
+      add_scaled(dy, query.weight(of_key) / denominator, width, dvs.row(key));
       const auto e = hn::Set(d, (dot(dy, v.row(key), width) - dot(dy, y, width)) / denominator);
       for_each_vector(d, 0, width, [&](int64_t c, int64_t n) HWY_ATTR {
         const auto x = load_lanes(d, of_key + c, n), scaled = hn::Mul(e, query.key_slope(c, x));
@@ -244,7 +267,7 @@ class Backward {
       });
     });
     if (query.sees_none()) return;
-    T* dq = head.out(args_.dq).row(row);
+    S* dq = head.out(args_.dq).row(row);
     for_each_vector(d, 0, width, [&](int64_t c, int64_t n) HWY_ATTR {
       store_lanes(d, hn::Mul(query.slope(c), hn::Load(d, feature_sums + c)), dq + c, n);
     });
@@ -259,8 +282,8 @@ class Backward {
 }  // namespace linear_attention
 
 void linear_attention_backward_simd(const LinearAttentionBackward& args) {
-  dispatch_f32_f64(args.dtype, "linear_attention_backward",
-                   [&]<class T>() { linear_attention::Backward<T>(args).run(); });
+  dispatch_f32_f64_bf16(args.dtype, "linear_attention_backward",
+                        [&]<class S>() { linear_attention::Backward<S>(args).run(); });
 }
 
 }  // namespace elwise::cpu::HWY_NAMESPACE

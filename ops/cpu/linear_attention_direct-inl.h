@@ -26,8 +26,8 @@ class DirectQuery {
  public:
   static constexpr int64_t kRows = 3;  // of scratch
 
-  template <class Arguments>
-  DirectQuery(const Head<T, Arguments>& head, int64_t row, Matrix<T> scratch)
+  template <class S, class Arguments>
+  DirectQuery(const Head<S, Arguments>& head, int64_t row, Matrix<T> scratch)
       : row_(row),
         width_(head.args.head),
         largest_(scratch.row(0)),
@@ -37,7 +37,7 @@ class DirectQuery {
     const auto zero = hn::Zero(d);
     std::fill_n(largest_, scratch.step, -std::numeric_limits<T>::infinity());
     for_each_key(head, [&](int64_t key) HWY_ATTR {
-      const T* k = head.in(head.args.k).row(key);
+      const S* k = head.in(head.args.k).row(key);
       for_each_vector(d, 0, width_, [&](int64_t c, int64_t n) HWY_ATTR {
         const auto negative = hn::Min(zero, load_lanes(d, k + c, n));
         hn::Store(hn::Max(hn::Load(d, largest_ + c), negative), d, largest_ + c);
@@ -45,7 +45,7 @@ class DirectQuery {
       sees_none_ = false;
     });
     if (sees_none_) return;
-    const T* q = head.in(head.args.q).row(row);
+    const S* q = head.in(head.args.q).row(row);
     const auto exponent = [&](int64_t c, int64_t n) HWY_ATTR {
       return hn::Add(hn::Min(zero, load_lanes(d, q + c, n)), hn::Load(d, largest_ + c));
     };
@@ -66,8 +66,8 @@ class DirectQuery {
   bool sees_none() const { return sees_none_; }
 
   /// Calls body(row) for each key that the query sees.
-  template <class Arguments, class Body>
-  HWY_INLINE void for_each_key(const Head<T, Arguments>& head, const Body& body) const {
+  template <class S, class Arguments, class Body>
+  HWY_INLINE void for_each_key(const Head<S, Arguments>& head, const Body& body) const {
     for (int64_t key = 0; key < head.key_end(row_); ++key) {
       if (head.is_visible(key)) body(key);
     }
@@ -84,7 +84,8 @@ class DirectQuery {
   }
 
   /// The sum of all terms of the key `k`.
-  HWY_INLINE T weight(const T* k) const {
+  template <class S>
+  HWY_INLINE T weight(const S* k) const {
     const Tag<T> d;
     return static_cast<T>(sum_terms(d, 0, width_, [&](int64_t c, int64_t n) HWY_ATTR {
       const auto key = load_lanes(d, k + c, n), slope = key_slope(c, key);

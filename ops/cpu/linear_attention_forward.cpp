@@ -29,25 +29,26 @@ void add_keys(Matrix<T> keys, Matrix<T> values, int64_t count, int64_t width, Ma
 }
 
 /// y of the query in row `row`, from its keys and values one by one.
-template <class T>
-void answer_directly(const Head<T, LinearAttentionForward>& head, int64_t row, Matrix<T> scratch, T* y) {
+template <class S, class T>
+void answer_directly(const Head<S, LinearAttentionForward>& head, int64_t row, Matrix<T> scratch, S* y) {
   const Tag<T> d;
   const int64_t width = head.args.head;
   const DirectQuery<T> query(head, row, scratch);
+  T* values = scratch.row(DirectQuery<T>::kRows);  // their weighted sum
   T sum = 0;
-  std::fill_n(y, width, T(0));
+  std::fill_n(values, scratch.step, T(0));
   query.for_each_key(head, [&](int64_t key) HWY_ATTR {
     const T weight = query.weight(head.in(head.args.k).row(key));
-    const T* v = head.in(head.args.v).row(key);
+    const S* v = head.in(head.args.v).row(key);
     for_each_vector(d, 0, width, [&](int64_t c, int64_t n) HWY_ATTR {
-      store_lanes(d, hn::MulAdd(hn::Set(d, weight), load_lanes(d, v + c, n), load_lanes(d, y + c, n)), y + c,
-                  n);
+      hn::Store(hn::MulAdd(hn::Set(d, weight), load_lanes(d, v + c, n), hn::Load(d, values + c)), d,
+                values + c);
     });
     sum += weight;
   });
-  if (query.sees_none()) return;
+  if (query.sees_none()) sum = 1;
   for_each_vector(d, 0, width, [&](int64_t c, int64_t n) HWY_ATTR {
-    store_lanes(d, hn::Div(load_lanes(d, y + c, n), hn::Set(d, sum)), y + c, n);
+    store_lanes(d, hn::Div(hn::Load(d, values + c), hn::Set(d, sum)), y + c, n);
   });
 }
 
@@ -71,8 +72,10 @@ void find_denominators(Matrix<T> query_columns, const T* z, int64_t width, const
   }
 }
 
-template <class T>
+template <class S>
 class Forward {
+  using T = Compute<S>;
+
  public:
   explicit Forward(const LinearAttentionForward& args)
       : args_(args), spans_(args), states_(static_cast<T*>(args.states)) {}
@@ -90,7 +93,7 @@ class Forward {
   }
 
  private:
-  using HeadOf = Head<T, LinearAttentionForward>;
+  using HeadOf = Head<S, LinearAttentionForward>;
 
   void sum_span(const HeadOf& head, int64_t span) const {
     const int64_t width = args_.head, step = step_of<T>(width);
@@ -118,7 +121,7 @@ class Forward {
                                               {kChunk, step},
                                               {width + 1, step},
                                               {1, kChunk},
-                                              {DirectQuery<T>::kRows, step}});
+                                              {DirectQuery<T>::kRows + 1, step}});
     if (!args_.causal) {
       load_state<T>(head.state(states_, spans_.count - 1), width, state);
     } else if (span > 0) {
@@ -155,7 +158,7 @@ class Forward {
     T* kept = head.per_query(static_cast<T*>(args_.denominator));
     for (int64_t i = 0; i < chunk.count; ++i) {
       const int64_t row = chunk.begin + i;
-      T* y = head.out(args_.y).row(row);
+      S* y = head.out(args_.y).row(row);
       if (denominators[i] < T(kLinearAttentionLeast) || !finite) {
         kept[row] = 0;
         answer_directly(head, row, scratch, y);
@@ -178,8 +181,8 @@ class Forward {
 }  // namespace linear_attention
 
 void linear_attention_forward_simd(const LinearAttentionForward& args) {
-  dispatch_f32_f64(args.dtype, "linear_attention_forward",
-                   [&]<class T>() { linear_attention::Forward<T>(args).run(); });
+  dispatch_f32_f64_bf16(args.dtype, "linear_attention_forward",
+                        [&]<class S>() { linear_attention::Forward<S>(args).run(); });
 }
 
 }  // namespace elwise::cpu::HWY_NAMESPACE

@@ -24,8 +24,8 @@ using Vec = hn::Vec<Tag<T>>;
 
 /// to = exp(-shift) phi(x), phi(x) = x + 1 above 0 and exp(x) up to there; shift is 0 or the largest x, which
 /// is negative then.
-template <class T>
-HWY_INLINE void features(const T* x, int64_t head, T shift, T* to) {
+template <class S, class T>
+HWY_INLINE void features(const S* x, int64_t head, T shift, T* to) {
   const Tag<T> d;
   const Vec<T> zero = hn::Zero(d);
   for_each_vector(d, 0, head, [&](int64_t i, int64_t n) HWY_ATTR {
@@ -37,8 +37,8 @@ HWY_INLINE void features(const T* x, int64_t head, T shift, T* to) {
 }
 
 /// One row of one head. kAddKey: the key's features join s [head, head] and z [head] first.
-template <bool kAddKey, class T>
-HWY_INLINE void step_row(const T* phi_q, const T* phi_k, const T* v, T* s, T* z, T* y, int64_t head) {
+template <bool kAddKey, class S, class T>
+HWY_INLINE void step_row(const T* phi_q, const T* phi_k, const S* v, T* s, T* z, S* y, int64_t head) {
   const Tag<T> d;
   Vec<T> denominators = hn::Zero(d);
   for_each_vector(d, 0, head, [&](int64_t i, int64_t n) HWY_ATTR {
@@ -68,14 +68,14 @@ HWY_INLINE void step_row(const T* phi_q, const T* phi_k, const T* v, T* s, T* z,
 }
 
 /// All rows of one head of one batch entry.
-template <class T>
+template <class S, class T>
 HWY_ATTR void step_head(const LinearAttentionStep& args, int64_t pair, T* phi_q, T* phi_k) {
   const Tag<T> d;
   const int64_t head = args.head, batch = pair / args.heads, channels = args.heads * head;
   const int64_t first = batch * args.length * channels + pair % args.heads * head;
-  const auto *q = static_cast<const T*>(args.q) + first, *k = static_cast<const T*>(args.k) + first,
-             *v = static_cast<const T*>(args.v) + first;
-  T* y = static_cast<T*>(args.y) + first;
+  const auto *q = static_cast<const S*>(args.q) + first, *k = static_cast<const S*>(args.k) + first,
+             *v = static_cast<const S*>(args.v) + first;
+  S* y = static_cast<S*>(args.y) + first;
   T *s = static_cast<T*>(args.s) + pair * head * head, *z = static_cast<T*>(args.z) + pair * head;
   for (int64_t row = 0; row < args.length; ++row) {
     const int64_t at = row * channels;
@@ -92,20 +92,20 @@ HWY_ATTR void step_head(const LinearAttentionStep& args, int64_t pair, T* phi_q,
   }
 }
 
-template <class T>
+template <class S, class T = Compute<S>>
 void step_all(const LinearAttentionStep& args) {
   const int64_t work = args.length * args.head * args.head;
   parallel_for(args.batch * args.heads, 1 + kElementsPerThread / std::max<int64_t>(work, 1),
                [&](int64_t begin, int64_t end) HWY_ATTR {
                  std::vector<T> scratch(static_cast<size_t>(2 * args.head));
                  for (int64_t pair = begin; pair < end; ++pair) {
-                   step_head(args, pair, scratch.data(), scratch.data() + args.head);
+                   step_head<S>(args, pair, scratch.data(), scratch.data() + args.head);
                  }
                });
 }
 
 void linear_attention_step_simd(const LinearAttentionStep& args) {
-  dispatch_f32_f64(args.dtype, "linear_attention_step", [&]<class T>() { step_all<T>(args); });
+  dispatch_f32_f64_bf16(args.dtype, "linear_attention_step", [&]<class S>() { step_all<S>(args); });
 }
 
 }  // namespace

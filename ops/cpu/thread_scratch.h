@@ -5,8 +5,8 @@
 
 namespace elwise::cpu {
 
-/// Memory that the calling thread keeps, aligned to 64 bytes: for tiles, whose size does not grow with the
-/// length of a sequence. Contents are unspecified; valid until the thread's next call for the same T.
+/// Memory that the calling thread keeps, aligned to 64 bytes: for tiles, and for a row or a vector of columns
+/// of a tensor. Contents are unspecified; valid until the thread's next call for the same T.
 template <class T>
 T* thread_scratch(int64_t elements) {
   struct alignas(64) Line {

@@ -3,7 +3,8 @@
 // Lanes are queries: the scores of a panel of queries, three vectors side by side, and a block of keys stand
 // as [keys][panel]. So maxima and sums of a query cross no lanes, a hidden key is a row left out, and weights
 // are, as they stand, an operand of the next product. A block's queries are packed once for all keys; keys
-// and values are read in place where none is hidden.
+// and values are read in place where none is hidden, but bf16 is always copied, to f32: S is the element type
+// of the tensors, T = Compute<S> that of all else.
 
 #if defined(ELWISE_OPS_CPU_TILED_ATTENTION_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ELWISE_OPS_CPU_TILED_ATTENTION_INL_H_
@@ -16,6 +17,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "core/parallel.h"
 #include "core/simd-inl.h"
@@ -61,8 +63,10 @@ class Scratch {
 };
 
 /// Queries [begin, end) of one head.
-template <class T, class Arguments>
+template <class S, class Arguments>
 struct QueryBlock {
+  using T = Compute<S>;
+
   const Arguments& args;
   AttentionTiles tiles;
   int64_t task;    // blocks start in this order
@@ -70,8 +74,10 @@ struct QueryBlock {
   int64_t begin, end;
 
   /// The head's channels in row 0 of a tensor [batch, length, channels].
-  const T* in(const void* tensor) const { return head_of(static_cast<const T*>(tensor)); }
-  T* out(void* tensor) const { return head_of(static_cast<T*>(tensor)); }
+  const S* in(const void* tensor) const { return head_of(static_cast<const S*>(tensor)); }
+  S* out(void* tensor) const { return head_of(static_cast<S*>(tensor)); }
+  /// The same of a tensor of sums.
+  T* sums(void* tensor) const { return head_of(static_cast<T*>(tensor)); }
   /// The head's numbers in a tensor [batch, heads, length].
   const T* per_query(const void* tensor) const {
     return static_cast<const T*>(tensor) + number * args.length;
@@ -97,8 +103,8 @@ struct QueryBlock {
 /// Some queries of a block, side by side.
 template <class T>
 struct Panel {
-  template <class Arguments>
-  Panel(const QueryBlock<T, Arguments>& block, int64_t number)
+  template <class Block>
+  Panel(const Block& block, int64_t number)
       : first(number * kPanel<T>),
         begin(block.begin + first),
         count(std::min(kPanel<T>, block.end - begin)),
@@ -114,37 +120,37 @@ struct Panel {
 
 /// Calls body(block) for all blocks of queries. The heads' last blocks come first: in the causal form they
 /// are the longest.
-template <class T, class Arguments, class Body>
+template <class S, class Arguments, class Body>
 void for_each_block(const Arguments& args, const Body& body) {
   const AttentionTiles tiles = AttentionTiles::of(args.batch, args.length, args.channels, args.heads);
   const int64_t heads = args.batch * args.heads;
   parallel_tasks(tiles.blocks, [&](int64_t task) HWY_ATTR {
     const FlushToZero flush;
     const int64_t begin = (tiles.blocks / heads - 1 - task / heads) * tiles.queries;
-    body(QueryBlock<T, Arguments>{args, tiles, task, task % heads, begin,
+    body(QueryBlock<S, Arguments>{args, tiles, task, task % heads, begin,
                                   std::min(begin + tiles.queries, args.length)});
   });
 }
 
 /// One head's channels of a row, with zeros up to `width`.
-template <class T>
-HWY_INLINE void copy_row(const T* HWY_RESTRICT from, const AttentionTiles& tiles, T* HWY_RESTRICT to) {
+template <class S, class T = Compute<S>>
+HWY_INLINE void copy_row(const S* HWY_RESTRICT from, const AttentionTiles& tiles, T* HWY_RESTRICT to) {
   const Tag<T> d;
   int64_t channel = 0;
   for (; channel + kLanes<T> <= tiles.head; channel += kLanes<T>) {
-    hn::Store(hn::LoadU(d, from + channel), d, to + channel);
+    hn::Store(load_lanes(d, from + channel, kLanes<T>), d, to + channel);
   }
   for (; channel < tiles.width; channel += kLanes<T>) {
-    hn::Store(LoadPart(d, from + channel, std::max<int64_t>(tiles.head - channel, 0)), d, to + channel);
+    hn::Store(load_lanes(d, from + channel, std::max<int64_t>(tiles.head - channel, 0)), d, to + channel);
   }
 }
 
 /// Row `begin` of the block and `rows` - 1 more, rows of zeros after its last.
-template <class T, class Arguments>
-void copy_queries(const QueryBlock<T, Arguments>& block, const void* tensor, int64_t begin, int64_t rows,
+template <class S, class Arguments, class T = Compute<S>>
+void copy_queries(const QueryBlock<S, Arguments>& block, const void* tensor, int64_t begin, int64_t rows,
                   T* to) {
   const int64_t width = block.tiles.width, valid = std::min(rows, block.end - begin);
-  const T* from = block.in(tensor) + begin * block.args.channels;
+  const S* from = block.in(tensor) + begin * block.args.channels;
   for (int64_t i = 0; i < valid; ++i) copy_row(from + i * block.args.channels, block.tiles, to + i * width);
   std::fill(to + valid * width, to + rows * width, T(0));
 }
@@ -166,9 +172,9 @@ int64_t column_of(int64_t i, const AttentionTiles& tiles) {
 }
 
 /// Writes factors * columns, [width][kPanel], to the panel's rows of one head.
-template <class T>
+template <class S, class T = Compute<S>>
 HWY_NOINLINE void unpack_queries(const Panel<T>& panel, const AttentionTiles& tiles, const T* factors,
-                                 const T* columns, T* to, int64_t stride) {
+                                 const T* columns, S* to, int64_t stride) {
   const Tag<T> d;
   for (int64_t i = 0; i < panel.count; i += kTransposed<T>) {
     for (int64_t channel = 0; channel < tiles.head; channel += kLanes<T>) {
@@ -191,21 +197,23 @@ struct KeyRows {
   Operand<T> by_channel() const { return {data, 1, stride}; }
 };
 
-/// Whether the visible keys can be read and written where they are: none between them is hidden, and tiles
-/// are whole.
+/// Whether the visible keys' rows, of T, can be read and written where they are: none between them is hidden,
+/// and tiles are whole.
 inline bool in_place(const VisibleKeys& keys, const AttentionTiles& tiles) {
   return keys.row(keys.count() - 1) - keys.row(0) + 1 == keys.count() && keys.count() % kProductRows == 0 &&
          tiles.head == tiles.width;
 }
 
 /// The visible rows of k or v: in place, or copied to `buffer` with rows of zeros up to a whole tile.
-template <class T, class Arguments>
-KeyRows<T> visible_rows(const QueryBlock<T, Arguments>& block, const VisibleKeys& keys, const void* tensor,
+template <class S, class Arguments, class T = Compute<S>>
+KeyRows<T> visible_rows(const QueryBlock<S, Arguments>& block, const VisibleKeys& keys, const void* tensor,
                         T* buffer) {
   const AttentionTiles& tiles = block.tiles;
   const int64_t stride = block.args.channels, count = keys.count();
-  const T* from = block.in(tensor);
-  if (in_place(keys, tiles)) return {from + keys.row(0) * stride, stride};
+  const S* from = block.in(tensor);
+  if constexpr (std::is_same_v<S, T>) {
+    if (in_place(keys, tiles)) return {from + keys.row(0) * stride, stride};
+  }
   for (int64_t j = 0; j < count; ++j) copy_row(from + keys.row(j) * stride, tiles, buffer + j * tiles.width);
   std::fill(buffer + count * tiles.width,
             buffer + AttentionTiles::round_up(count, kProductRows) * tiles.width, T(0));
@@ -233,8 +241,8 @@ template <class T>
 class KeptWeights {
  public:
   /// For the queries from row `query` on and the visible keys of a tile.
-  template <class Arguments>
-  HWY_NOINLINE void draw(const QueryBlock<T, Arguments>& block, const VisibleKeys& keys, int64_t query) {
+  template <class Block>
+  HWY_NOINLINE void draw(const Block& block, const VisibleKeys& keys, int64_t query) {
     const int64_t rows = keys.row(keys.count() - 1) - keys.begin() + 1 + kWords - 1;
     for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
       const int64_t first =

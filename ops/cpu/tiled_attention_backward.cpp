@@ -4,6 +4,7 @@
 #include <atomic>
 #include <limits>
 #include <numbers>
+#include <type_traits>
 #include <vector>
 
 #include "core/parallel.h"
@@ -65,10 +66,29 @@ class Turns {
   int64_t heads_, length_;
 };
 
-template <class T>
+/// Where sums of dk and of dv, one after the other, stand until they are whole: in dk and dv, but for those
+/// of bf16, which are rounded once only.
+struct KeySums {
+  void *dk, *dv;
+};
+
+template <class S>
+KeySums key_sums(const TiledAttentionBackward& args) {
+  using T = Compute<S>;
+  if constexpr (std::is_same_v<S, T>) {
+    return {args.dk, args.dv};
+  } else {
+    T* const sums = static_cast<T*>(args.key_sums);
+    return {sums, sums + args.batch * args.length * args.channels};
+  }
+}
+
+template <class S>
 class BackwardBlock {
+  using T = Compute<S>;
+
  public:
-  BackwardBlock(const QueryBlock<T, TiledAttentionBackward>& block, Turns& turns)
+  BackwardBlock(const QueryBlock<S, TiledAttentionBackward>& block, Turns& turns)
       : BackwardBlock(block, turns, Scratch<T>(scratch_elements(block.tiles))) {}
 
   void run() {
@@ -78,8 +98,8 @@ class BackwardBlock {
     while (keys.next()) {
       const int64_t first = attend(keys);
       turns_.wait(block_.task, keys.begin());
-      add_to_keys(keys, first, weights_, dy_, block_.out(args_.dv));
-      add_to_keys(keys, first, gradients_, q_, block_.out(args_.dk));
+      add_to_keys(keys, first, weights_, dy_, block_.sums(sums_.dv));
+      add_to_keys(keys, first, gradients_, q_, block_.sums(sums_.dk));
       turns_.pass(block_.task, keys.row(keys.count() - 1) + 1);
     }
     HWY_ALIGN T scales[kPanel<T>];
@@ -92,11 +112,12 @@ class BackwardBlock {
   }
 
  private:
-  BackwardBlock(const QueryBlock<T, TiledAttentionBackward>& block, Turns& turns, Scratch<T> scratch)
+  BackwardBlock(const QueryBlock<S, TiledAttentionBackward>& block, Turns& turns, Scratch<T> scratch)
       : block_(block),
         args_(block.args),
         tiles_(block.tiles),
         turns_(turns),
+        sums_(key_sums<S>(block.args)),
         q_(scratch.take(tiles_.queries * tiles_.width)),
         dy_(scratch.take(tiles_.queries * tiles_.width)),
         packed_q_(scratch.take(tiles_.queries * tiles_.width)),
@@ -133,7 +154,7 @@ class BackwardBlock {
     // Weights of lanes past the last query are then 0.
     std::fill_n(logsumexp_, AttentionTiles::kMostQueries, std::numeric_limits<T>::infinity());
     std::copy_n(block_.per_query(args_.logsumexp) + block_.begin, block_.count(), logsumexp_);
-    const T* y = block_.in(args_.y) + block_.begin * args_.channels;
+    const S* y = block_.in(args_.y) + block_.begin * args_.channels;
     for (int64_t i = 0; i < block_.count(); ++i) {
       delta_[i] = static_cast<T>(sum_terms(d, 0, tiles_.head, [&](int64_t c, int64_t n) HWY_ATTR {
         return hn::Mul(load_lanes(d, y + i * args_.channels + c, n), hn::Load(d, dy_ + i * width + c));
@@ -144,8 +165,8 @@ class BackwardBlock {
   void clear_hidden_keys() {
     for (int64_t j = 0; j < args_.length; ++j) {
       if (block_.key_mask()[j]) continue;
-      std::fill_n(block_.out(args_.dk) + j * args_.channels, tiles_.head, T(0));
-      std::fill_n(block_.out(args_.dv) + j * args_.channels, tiles_.head, T(0));
+      std::fill_n(block_.sums(sums_.dk) + j * args_.channels, tiles_.head, T(0));
+      std::fill_n(block_.sums(sums_.dv) + j * args_.channels, tiles_.head, T(0));
     }
   }
 
@@ -252,10 +273,11 @@ class BackwardBlock {
     }
   }
 
-  const QueryBlock<T, TiledAttentionBackward>& block_;
+  const QueryBlock<S, TiledAttentionBackward>& block_;
   const TiledAttentionBackward& args_;
   const AttentionTiles& tiles_;
   Turns& turns_;
+  KeySums sums_;
   T* q_;          // [queries][width]
   T* dy_;         // [queries][width]
   T* packed_q_;   // panels of [width][kPanel]
@@ -271,16 +293,36 @@ class BackwardBlock {
   KeptWeights<T> kept_;
 };
 
+/// dk and dv from their sums.
+template <class S>
+void round_key_sums(const TiledAttentionBackward& args) {
+  using T = Compute<S>;
+  const KeySums sums = key_sums<S>(args);
+  const auto round = [&](const void* from, void* to) {
+    parallel_for(args.batch * args.length * args.channels, kElementsPerThread,
+                 [&](int64_t begin, int64_t end) HWY_ATTR {
+                   const Tag<T> d;
+                   for_each_vector(d, begin, end, [&](int64_t i, int64_t n) HWY_ATTR {
+                     store_lanes(d, load_lanes(d, static_cast<const T*>(from) + i, n),
+                                 static_cast<S*>(to) + i, n);
+                   });
+                 });
+  };
+  round(sums.dk, args.dk);
+  round(sums.dv, args.dv);
+}
+
 }  // namespace
 }  // namespace tiled_attention
 
 void tiled_attention_backward_simd(const TiledAttentionBackward& args) {
-  dispatch_f32_f64(args.dtype, "tiled_attention_backward", [&]<class T>() {
+  dispatch_f32_f64_bf16(args.dtype, "tiled_attention_backward", [&]<class S>() {
     tiled_attention::Turns turns(args);
-    tiled_attention::for_each_block<T>(args, [&](const auto& block) {
+    tiled_attention::for_each_block<S>(args, [&](const auto& block) {
       const tiled_attention::Turns::Last last(turns, block.task);
-      tiled_attention::BackwardBlock<T>(block, turns).run();
+      tiled_attention::BackwardBlock<S>(block, turns).run();
     });
+    if constexpr (!std::is_same_v<S, Compute<S>>) tiled_attention::round_key_sums<S>(args);
   });
 }
 

@@ -44,10 +44,12 @@ struct Running {
   HWY_ALIGN T sum[AttentionTiles::kMostQueries];      // of exp(scale (score - largest))
 };
 
-template <class T>
+template <class S>
 class ForwardBlock {
+  using T = Compute<S>;
+
  public:
-  explicit ForwardBlock(const QueryBlock<T, TiledAttentionForward>& block)
+  explicit ForwardBlock(const QueryBlock<S, TiledAttentionForward>& block)
       : ForwardBlock(block, Scratch<T>(2 * (block.tiles.queries + block.tiles.keys) * block.tiles.width)) {}
 
   void run() {
@@ -64,7 +66,7 @@ class ForwardBlock {
   }
 
  private:
-  ForwardBlock(const QueryBlock<T, TiledAttentionForward>& block, Scratch<T> scratch)
+  ForwardBlock(const QueryBlock<S, TiledAttentionForward>& block, Scratch<T> scratch)
       : block_(block),
         args_(block.args),
         tiles_(block.tiles),
@@ -154,7 +156,7 @@ class ForwardBlock {
                    args_.channels);
   }
 
-  const QueryBlock<T, TiledAttentionForward>& block_;
+  const QueryBlock<S, TiledAttentionForward>& block_;
   const TiledAttentionForward& args_;
   const AttentionTiles& tiles_;
   T* queries_;  // panels of [width][kPanel]
@@ -171,9 +173,9 @@ class ForwardBlock {
 }  // namespace tiled_attention
 
 void tiled_attention_forward_simd(const TiledAttentionForward& args) {
-  dispatch_f32_f64(args.dtype, "tiled_attention_forward", [&]<class T>() {
-    tiled_attention::for_each_block<T>(
-        args, [](const auto& block) { tiled_attention::ForwardBlock<T>(block).run(); });
+  dispatch_f32_f64_bf16(args.dtype, "tiled_attention_forward", [&]<class S>() {
+    tiled_attention::for_each_block<S>(
+        args, [](const auto& block) { tiled_attention::ForwardBlock<S>(block).run(); });
   });
 }
 

@@ -28,7 +28,7 @@ OpTest aft_test(const Shape& shape, int64_t positions, bool causal, Visible visi
             const AttentionShape sizes{shape[0], shape[1], shape[2], causal, {in[3].begin(), in[3].end()}};
             return naive::aft(sizes, positions, in[0], in[1], in[2], in[4], Values(in[0].size(), 0)).y;
           },
-      .bf16_on_cpu = false};
+      .bf16_uses = {1, 1, 1, shape[0] * shape[2]}};  // all channels share a bias
 }
 
 /// The mechanism with fixed biases in [-magnitude, magnitude).

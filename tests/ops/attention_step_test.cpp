@@ -33,7 +33,6 @@ struct CachedMechanism {
   std::string name;
   CachedStep step;
   decltype(Attention::naive) naive;
-  bool bf16_on_cpu = true;
 };
 
 CachedMechanism cached_softmax(int64_t heads) {
@@ -50,7 +49,7 @@ CachedMechanism cached_softmax(int64_t heads) {
 }
 
 CachedMechanism cached_ea() {
-  return {.name = "ea", .step = ea_step, .naive = naive::ea_forward, .bf16_on_cpu = false};
+  return {.name = "ea", .step = ea_step, .naive = naive::ea_forward};
 }
 
 CachedMechanism cached_aft() {
@@ -63,8 +62,7 @@ CachedMechanism cached_aft() {
           .naive =
               [=](const AttentionShape& shape, const Values& q, const Values& k, const Values& v) {
                 return naive::aft(shape, kPositions, q, k, v, values_of(bias), Values(q.size(), 0)).y;
-              },
-          .bf16_on_cpu = false};
+              }};
 }
 
 std::vector<CachedMechanism> cached_mechanisms(int64_t heads) {
@@ -95,8 +93,7 @@ OpTest cached_test(const CachedMechanism& mechanism, const Shape& shape, int64_t
           [=](const AttentionShape& sizes, const Values& q, const Values& k, const Values& v) {
             const Values all = mechanism.naive(sizes, q, k, v);
             return values_of(slice(from_vector(all, shape), 1, prompt, shape[1]));
-          },
-      .bf16_on_cpu = mechanism.bf16_on_cpu};
+          }};
   OpTest test = attention_test(attention, shape, /*causal=*/true, Visible::all, 2);
   test.gradients = false;
   return test;
@@ -117,7 +114,7 @@ TEST_CASE("prompts of different lengths: each entry goes on as if it were alone"
   const int64_t prompt = 33;
   const Tensor mask = key_mask(Visible::right_padded, shape[0], prompt);
   const Values shown = values_of(mask);
-  for (const DType dtype : test_dtypes_unless_refused()) {
+  for (const DType dtype : test_dtypes()) {
     const TensorOptions options{.dtype = dtype, .device = test_device()};
     const auto input = [&] { return to(cast(uniform(shape), dtype), test_device()); };
     const Tensor q = input(), k = input(), v = input();
@@ -145,7 +142,7 @@ TEST_CASE("prompts of different lengths: each entry goes on as if it were alone"
 TEST_CASE("far and large keys: exact and finite") {
   const Shape shape{1, 45, 6};
   for (const double largest : {1e2, 1e4}) {
-    for (const DType dtype : test_dtypes_unless_refused()) {
+    for (const DType dtype : test_dtypes()) {
       const Tensor q = rounded_to(uniform(shape, -largest, largest), dtype),
                    k = rounded_to(uniform(shape, -largest, largest), dtype),
                    v = rounded_to(uniform(shape), dtype);
@@ -202,8 +199,7 @@ Attention recurrent_linear(int64_t heads, int64_t prompt) {
           .naive =
               [=](const AttentionShape& shape, const Values& q, const Values& k, const Values& v) {
                 return naive::linear_attention(shape, heads, q, k, v, Values(v.size(), 0)).y;
-              },
-          .bf16_on_cpu = false};
+              }};
 }
 
 TEST_CASE("linear attention: prefill and steps answer as the parallel form") {
@@ -241,8 +237,7 @@ TEST_CASE("linear attention: a prompt in pieces, some longer than a chunk") {
       .naive =
           [=](const AttentionShape& shape, const Values& q, const Values& k, const Values& v) {
             return naive::linear_attention(shape, kHeads, q, k, v, Values(v.size(), 0)).y;
-          },
-      .bf16_on_cpu = false};
+          }};
   for (const Visible visible : {Visible::all, Visible::left_padded, Visible::random}) {
     OpTest test = attention_test(pieces, {2, 300, 10}, true, visible, 2);
     test.gradients = false;

@@ -10,7 +10,7 @@ namespace elwise::testing {
 namespace {
 
 Attention full_ea() {
-  return {.name = "ea", .run = ea, .naive = naive::ea_forward, .bf16_on_cpu = false};
+  return {.name = "ea", .run = ea, .naive = naive::ea_forward};
 }
 
 TEST_CASE("values and gradients for every mask") {

@@ -21,8 +21,7 @@ Attention linear_heads(int64_t heads) {
           .naive =
               [=](const AttentionShape& shape, const Values& q, const Values& k, const Values& v) {
                 return naive::linear_attention(shape, heads, q, k, v, Values(v.size(), 0)).y;
-              },
-          .bf16_on_cpu = false};
+              }};
 }
 
 /// All masks or, on an emulated GPU, which is slow, a few of them.

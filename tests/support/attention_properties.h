@@ -20,7 +20,6 @@ struct Attention {
   std::string name;
   std::function<Tensor(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionOptions&)> run;
   std::function<Values(const AttentionShape&, const Values& q, const Values& k, const Values& v)> naive;
-  bool bf16_on_cpu = true;  // as in OpTest
 };
 
 /// Which keys a mask shows: all (there is no mask then), all but the last or the first ones, each with a
@@ -60,9 +59,10 @@ AttentionShape attention_shape(const Tensor& q, const AttentionOptions& options)
 /// x rounded to `dtype`, still in f64.
 Tensor rounded_to(const Tensor& x, DType dtype);
 
-/// Checks, in f64 and f32 (on a GPU in bf16 too), causal and not, for all masks: later tokens and other batch
-/// entries (even NaN) do not matter, nor do hidden keys; a query that sees no key has output 0, and it and a
-/// key that nothing sees have gradients of 0; outputs do not change without gradients; empty tensors pass.
+/// Checks, in f64, f32 and bf16, causal and not, for all masks (in bf16 for a random one): later tokens and
+/// other batch entries (even NaN) do not matter, nor do hidden keys; a query that sees no key has output 0,
+/// and it and a key that nothing sees have gradients of 0; outputs do not change without gradients; empty
+/// tensors pass.
 void check_attention_properties(const Attention& attention);
 
 /// Checks that each y lies between the least and the largest v that its query sees, but for `slack` times
@@ -74,7 +74,7 @@ void check_within_values(const AttentionShape& shape, const Values& y, const Val
 /// check_within_values does, and that the gradients are finite. shape: of q.
 void check_large_scores(const Attention& attention, const Shape& shape);
 
-/// Checks, in f64 and f32 (on a GPU in bf16 too), causal and not, that a NaN in one element of q, k or v
+/// Checks, in f64, f32 and bf16, causal and not, that a NaN in one element of q, k or v
 /// makes NaN, forward, of just the outputs of its head whose query sees it; one of v of just its channel. A
 /// mechanism that works channel by channel has heads of 1; `head` divides kNanChannels.
 inline constexpr int64_t kNanChannels = 35;

@@ -35,11 +35,12 @@ struct OpTest {
       inputs;  // f64 tensors are differentiated; others and undefined ones are passed on as they are
   /// The reference: the inputs' elements (empty for an undefined one) -> the output's.
   std::function<Values(const std::vector<Values>&)> naive;
-  bool gradients = true;    // check them
-  bool in_bf16 = true;      // check it in bf16, too
-  bool bf16_on_cpu = true;  // false: check that the op refuses it there
-  double bf16_terms = 0;    // the magnitude of what the output is a mean of, where more than its own: it has
-                            // that magnitude's digits
+  bool gradients = true;  // check them
+  bool in_bf16 = true;    // check it in bf16, too
+  double bf16_terms = 0;  // the magnitude of what the output is a mean of, where more than its own: it has
+                          // that magnitude's digits
+  std::vector<int64_t> bf16_uses = {};  // for each gradient: the outputs whose terms meet in one element,
+                                        // where more than there are outputs for each element
 };
 
 /// Checks, in f64 and f32: the values against `naive`; the gradients, in f64 by central differences (the full
@@ -59,9 +60,6 @@ inline constexpr int64_t kJacobianEntries = 40'000;
 Device test_device();
 /// The dtypes that ops compute in: f64, f32 and bf16.
 std::vector<DType> test_dtypes();
-
-/// Those of ops that refuse bf16 on the CPU.
-std::vector<DType> test_dtypes_unless_refused();
 
 /// Sizes around the widths of vectors and blocks, and an odd large one.
 inline constexpr int64_t kOddSizes[] = {1, 31, 32, 33, 63, 1027};

@@ -79,16 +79,23 @@ TEST_CASE("--position times steps at positions, beside the time that reading the
   }
 }
 
-TEST_CASE("--dtype bf16 halves the weights and SA's state, and leaves the moments f32") {
+TEST_CASE("--dtype bf16 halves the weights and the caches, and leaves recurrent states f32") {
   const TemporaryFolder folder;
   const auto json = folder / "cost.json";
-  const Run result = run("--attention ea-6,sa --position 8 --steps 2 --dtype bf16 --json " + json.string());
+  const Run result = run(
+      "--attention ea-6,sa,sa-tiled,ea,aft,la --position 8 --steps 2 --dtype bf16 --json " + json.string());
   CHECK_MESSAGE(result.status == 0, result.output);
   const auto lines = json_lines(json);
-  REQUIRE(lines.size() == 2);
-  for (const nlohmann::json& line : lines) CHECK(line["dtype"] == "bf16");
-  CHECK(lines[0]["state_bytes"] == series_state_bytes(6));
-  CHECK(lines[1]["state_bytes"] == 2 * (2 * 256 * 32 * 2 + 8));
+  REQUIRE(lines.size() == 6);
+  constexpr int64_t kCacheBytes = 2 * (2 * 256 * 32 * 2 + 8), kLinearBytes = 2 * 4 * (8 * 8 + 8) * 4;
+  for (const nlohmann::json& line : lines) {
+    CHECK(line["dtype"] == "bf16");
+    const std::string attention = line["attention"];
+    const int64_t expected = attention == "ea-6" ? series_state_bytes(6)
+                             : attention == "la" ? kLinearBytes
+                                                 : kCacheBytes;
+    CHECK_MESSAGE(line["state_bytes"] == expected, attention);
+  }
 }
 
 TEST_CASE("--profile prints and writes each kernel's time at each position") {
