@@ -216,6 +216,12 @@ struct Moments {
     }
   }
 
+  /// The quotient of the two polynomials.
+  template <class Powers>
+  HWY_INLINE Vec<T> answer(const Powers& powers) const {
+    return hn::Div(powers.template sum<kOrder>(s), powers.template sum<kOrder>(z));
+  }
+
   HWY_INLINE bool is_direct(Vec<T> q) const {
     return HWY_LIKELY(hn::AllTrue(Tag<T>(), hn::Le(hn::Abs(q), direct_limit)));
   }
@@ -227,15 +233,13 @@ template <class T, int kOrder>
 HWY_NOINLINE Vec<T> answer_large_query(const T* stored, Vec<T> q) {
   Moments<T, kOrder> moments;
   moments.load(stored, kLanes<T>, kLanes<T>);
-  const HomogeneousPowers<T, kOrder> powers(q);
-  return hn::Div(powers.template sum<kOrder>(moments.s), powers.template sum<kOrder>(moments.z));
+  return moments.answer(HomogeneousPowers<T, kOrder>(q));
 }
 
 template <class T, int kOrder>
 HWY_INLINE Vec<T> answer(const Moments<T, kOrder>& moments, Vec<T> q) {
   if (moments.is_direct(q)) {
-    const Steps<T, kOrder> steps(q);
-    return hn::Div(steps.template sum<kOrder>(moments.s), steps.template sum<kOrder>(moments.z));
+    return moments.answer(Steps<T, kOrder>(q));
   }
   alignas(64) T stored[Moments<T, kOrder>::kRows * kLanes<T>];
   moments.store(stored, kLanes<T>, kLanes<T>);

@@ -129,22 +129,103 @@ class Backward {
   }
 
   template <Part kPart>
-  HWY_NOINLINE static void walk(const BackwardRows<T>& block, T* state) {
+  static void walk(const BackwardRows<T>& block, T* state) {
+    if constexpr (kPart == Part::kAll) {
+      walk_chunk(block, state);
+    } else if constexpr (kPart == Part::kQueries) {
+      walk_block_queries(block, state);
+    } else {
+      walk_block_keys(block, state);
+    }
+  }
+
+  HWY_NOINLINE static void walk_block_queries(const BackwardRows<T>& block, T* state) {
+    Moments<T, kOrder> moments;
+    moments.load(block.carry, block.carry_stride, block.lanes);
+    moments.from_carry_scale();
+    Scratch<T> scratch;
+    Sums sums;
+    walk_queries<false>(block, 0, block.rows, moments, scratch);
+    sums.clear();
+    walk_back<false>(block, 0, block.rows, scratch, sums);
+    sums.add(state);  // blocks are summed by themselves first: more accurate
+    sums.store(state);
+  }
+
+  HWY_NOINLINE static void walk_block_keys(const BackwardRows<T>& block, T* state) {
     Moments<T, kOrder> moments;
     moments.load(block.carry, block.carry_stride, block.lanes);
     Sums sums;
-    if constexpr (kPart == Part::kKeys) {
+    sums.load(state);
+    walk_keys(block, sums, moments.reference);
+  }
+
+  HWY_NOINLINE static void walk_chunk(const BackwardRows<T>& rows, T* state) {
+    alignas(64) T moments[kCarryRows * kLanes<T>];
+    load_carry(rows, moments);
+    Scratch<T> scratch;
+    bool steady[kEaSeriesChunk];
+    for (int64_t row = 0; row < rows.rows;) {
+      const int64_t begin = kHasSteadyRows<T, kOrder> ? steady_queries(rows, row, moments, scratch) : row;
+      const int64_t end = kHasSteadyRows<T, kOrder> ? std::min(begin + kSteadyRows, rows.rows) : rows.rows;
+      std::fill(steady + row, steady + begin, true);
+      std::fill(steady + begin, steady + end, false);
+      if (begin < end) chunk_queries(rows, begin, end, moments, scratch);
+      row = end;
+    }
+    for (int64_t end = rows.rows; end > 0;) {
+      int64_t begin = end - 1;
+      while (begin > 0 && steady[begin - 1] == steady[end - 1]) --begin;
+      const auto back = steady[begin] ? &steady_back : &chunk_back;
+      back(rows, begin, end, scratch, state);
+      end = begin;
+    }
+  }
+
+  // The parts of a chunk are functions of their own, which leaves each all the registers.
+
+  HWY_NOINLINE static void load_carry(const BackwardRows<T>& rows, T* stored) {
+    Moments<T, kOrder> moments;
+    moments.load(rows.carry, rows.carry_stride, rows.lanes);
+    moments.from_carry_scale();
+    moments.store(stored, kLanes<T>, kLanes<T>);
+  }
+
+  HWY_NOINLINE static int64_t steady_queries(const BackwardRows<T>& rows, int64_t row, T* stored,
+                                             Scratch<T>& scratch) {
+    if constexpr (kHasSteadyRows<T, kOrder>) {
+      Moments<T, kOrder> moments;
+      moments.load(stored, kLanes<T>, kLanes<T>);
+      row = walk_steady_queries(rows, row, moments, scratch);
+      moments.store(stored, kLanes<T>, kLanes<T>);
+    }
+    return row;
+  }
+
+  HWY_NOINLINE static void chunk_queries(const BackwardRows<T>& rows, int64_t begin, int64_t end, T* stored,
+                                         Scratch<T>& scratch) {
+    Moments<T, kOrder> moments;
+    moments.load(stored, kLanes<T>, kLanes<T>);
+    walk_queries<true>(rows, begin, end, moments, scratch);
+    moments.store(stored, kLanes<T>, kLanes<T>);
+  }
+
+  HWY_NOINLINE static void steady_back(const BackwardRows<T>& rows, int64_t begin, int64_t end,
+                                       const Scratch<T>& scratch, T* state) {
+    if constexpr (kHasSteadyRows<T, kOrder>) {
+      Sums sums;
       sums.load(state);
-      walk_keys(block, sums, moments.reference);
-    } else {
-      Scratch<T> scratch;
-      moments.from_carry_scale();
-      walk_queries<kPart == Part::kAll>(block, moments, scratch);
-      kPart == Part::kAll ? sums.load(state) : sums.clear();
-      walk_back<kPart == Part::kAll>(block, scratch, sums);
-      if (kPart == Part::kQueries) sums.add(state);  // blocks are summed by themselves first: more accurate
+      walk_steady_back(rows, begin, end, scratch, sums);
       sums.store(state);
     }
+  }
+
+  HWY_NOINLINE static void chunk_back(const BackwardRows<T>& rows, int64_t begin, int64_t end,
+                                      const Scratch<T>& scratch, T* state) {
+    Sums sums;
+    sums.load(state);
+    walk_back<true>(rows, begin, end, scratch, sums);
+    sums.store(state);
   }
 
   const EaSeriesBackward& args_;

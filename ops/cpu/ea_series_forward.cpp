@@ -9,6 +9,7 @@
 #include <hwy/highway.h>
 
 #include "ops/cpu/ea_series_state-inl.h"
+#include "ops/cpu/ea_series_steady-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace elwise::cpu::HWY_NAMESPACE {
@@ -28,12 +29,21 @@ struct ForwardRows {
   int64_t stride;
   int64_t ahead;  // elements from here to what comes next, for prefetching
   bool stream;
+
+  HWY_INLINE void prefetch_ahead(int64_t row) const {
+    const int64_t at = row * stride + ahead;
+    prefetch(q + at);
+    prefetch(k + at);
+    prefetch(v + at);
+  }
 };
 
+/// Rows [begin, end).
 template <bool kAddKeys, bool kAnswerQueries, class T, int kOrder>
-HWY_INLINE void walk_rows(const ForwardRows<T> rows, Moments<T, kOrder>& moments) {
+HWY_INLINE void walk_rows(const ForwardRows<T> rows, int64_t begin, int64_t end,
+                          Moments<T, kOrder>& moments) {
   const Tag<T> d;
-  for (int64_t row = 0; row < rows.rows; ++row) {
+  for (int64_t row = begin; row < end; ++row) {
     const int64_t at = row * rows.stride;
     if constexpr (kAddKeys) {
       prefetch(rows.k + at + rows.ahead);
@@ -145,7 +155,7 @@ class Forward {
     const int64_t ahead = begin + rows + kBlock <= args_.length ? kBlock * stride : 0;
     if constexpr (std::is_same_v<S, T>) {
       if (lanes == kLanes<T>) {
-        return walk_vector<kAddKeys, kAnswerQueries>(
+        return walk<kAddKeys, kAnswerQueries>(
             {q_ + offset, k_ + offset, v_ + offset, y_ + offset, visible, rows, stride, ahead, stream_},
             state);
       }
@@ -155,9 +165,57 @@ class Forward {
     if (kAnswerQueries) pad_rows(q_ + offset, stride, rows, lanes, ahead, padded[0]);
     if (kAddKeys) pad_rows(k_ + offset, stride, rows, lanes, ahead, padded[1]);
     if (kAddKeys) pad_rows(v_ + offset, stride, rows, lanes, ahead, padded[2]);
-    Forward<T, kOrder>::template walk_vector<kAddKeys, kAnswerQueries>(
+    Forward<T, kOrder>::template walk<kAddKeys, kAnswerQueries>(
         {padded[0], padded[1], padded[2], padded[3], visible, rows, kLanes<T>, 0, false}, state);
     if (kAnswerQueries) unpad_rows(padded[3], rows, lanes, y_ + offset, stride);
+  }
+
+  template <bool kAddKeys, bool kAnswerQueries>
+  static void walk(const ForwardRows<T>& block, T* state) {
+    if constexpr (kAddKeys && kAnswerQueries) {
+      walk_causal(block, state);
+    } else {
+      walk_vector<kAddKeys, kAnswerQueries>(block, state);
+    }
+  }
+
+  HWY_NOINLINE static void walk_causal(const ForwardRows<T>& block, T* state) {
+    for (int64_t row = 0; row < block.rows;) {
+      if constexpr (kHasSteadyRows<T, kOrder>) row = walk_steady(block, row, state);
+      const int64_t end = kHasSteadyRows<T, kOrder> ? std::min(row + kSteadyRows, block.rows) : block.rows;
+      if (row < end) walk_any(block, row, end, state);
+      row = end;
+    }
+  }
+
+  /// Rows from `row` on, as long as they are steady. Returns the first that is not.
+  HWY_NOINLINE static int64_t walk_steady(const ForwardRows<T> rows, int64_t row, T* state) {
+    const Tag<T> d;
+    const Vec<T> any_key = constant<T>(std::numeric_limits<T>::infinity());
+    alignas(64) T weights[kSteadyRows * kLanes<T>];
+    Moments<T, kOrder> moments;
+    moments.load(state, kLanes<T>, kLanes<T>);
+    while (row < rows.rows) {
+      const int64_t begin = row, end = std::min(begin + kSteadyRows, rows.rows);
+      if (!weigh_steady_rows(rows, begin, end, moments, any_key, weights)) break;
+      for (; row < end; ++row) {
+        const int64_t at = row * rows.stride;
+        rows.prefetch_ahead(row);
+        moments.add(hn::Load(d, weights + (row - begin) * kLanes<T>), hn::LoadU(d, rows.k + at),
+                    hn::LoadU(d, rows.v + at));
+        const Vec<T> y = moments.answer(Steps<T, kOrder>(hn::LoadU(d, rows.q + at)));
+        store_lanes(d, y, rows.y + at, kLanes<T>, rows.stream);
+      }
+    }
+    moments.store(state, kLanes<T>, kLanes<T>);
+    return row;
+  }
+
+  HWY_NOINLINE static void walk_any(const ForwardRows<T>& block, int64_t begin, int64_t end, T* state) {
+    Moments<T, kOrder> moments;
+    moments.load(state, kLanes<T>, kLanes<T>);
+    walk_rows<true, true>(block, begin, end, moments);
+    moments.store(state, kLanes<T>, kLanes<T>);
   }
 
   template <bool kAddKeys, bool kAnswerQueries>
@@ -165,12 +223,12 @@ class Forward {
     Moments<T, kOrder> moments;
     if constexpr (kAnswerQueries) {
       moments.load(state, kLanes<T>, kLanes<T>);
-      walk_rows<kAddKeys, true>(block, moments);
+      walk_rows<kAddKeys, true>(block, 0, block.rows, moments);
     } else {
       // The block is summed by itself before it joins the total: long sums stay accurate.
       if (std::find(block.visible, block.visible + block.rows, true) == block.visible + block.rows) return;
       moments.start_after(state);
-      walk_rows<true, false>(block, moments);
+      walk_rows<true, false>(block, 0, block.rows, moments);
       moments.join(state);
     }
     if constexpr (kAddKeys) moments.store(state, kLanes<T>, kLanes<T>);
