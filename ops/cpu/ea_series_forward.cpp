@@ -10,6 +10,7 @@
 
 #include "ops/cpu/ea_series_state-inl.h"
 #include "ops/cpu/ea_series_steady-inl.h"
+#include "ops/cpu/ea_series_tiles-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace elwise::cpu::HWY_NAMESPACE {
@@ -71,28 +72,23 @@ class Forward {
  public:
   explicit Forward(const EaSeriesForward& args)
       : args_(args),
-        layout_{args.length, args.channels, args.key_mask},
+        layout_(Layout<T>::of(args)),
         q_(static_cast<const S*>(args.q)),
         k_(static_cast<const S*>(args.k)),
         v_(static_cast<const S*>(args.v)),
         y_(static_cast<S*>(args.y)),
         carry_(static_cast<T*>(args.carry)),
+        partials_(static_cast<T*>(args.partials)),
         start_(args.state),
         stream_(may_stream<S>(y_, args.batch * args.length, args.channels)) {}
 
   void run() const {
-    for_each_tile(layout_, args_.batch, [this](const Tile& tile) {
-      alignas(64) T state[kTileVectors<T> * kState];
-      for (int64_t vector = tile.first; vector < tile.last; ++vector) {
-        start_.read(first_channel(tile.batch, vector), layout_.lanes(vector),
-                    state + (vector - tile.first) * kState);
-      }
-      args_.causal ? causal(tile, state) : bidirectional(tile, state);
-      for (int64_t vector = tile.first; vector < tile.last; ++vector) {
-        start_.write(first_channel(tile.batch, vector), layout_.lanes(vector),
-                     state + (vector - tile.first) * kState);
-      }
-    });
+    const bool is_cut = layout_.pieces > 1;
+    if (is_cut || !args_.causal) for_each_tile(layout_, [this](const Tile& tile) { sum_keys(tile); });
+    if (is_cut) {
+      for_each_vector_of_pieces(layout_, [this](int64_t batch, int64_t vector) { join(batch, vector); });
+    }
+    for_each_tile(layout_, [this](const Tile& tile) { args_.causal ? causal(tile) : bidirectional(tile); });
   }
 
  private:
@@ -103,32 +99,96 @@ class Forward {
     return batch * args_.channels + vector * kLanes<T>;
   }
 
-  HWY_ATTR void causal(const Tile& tile, T* state) const {
-    // Z_0 is positive, or NaN, as soon as there is a key, and then so in all channels.
-    const bool is_empty = state[(kOrder + 1) * kLanes<T>] == T(0);
-    const int64_t first_row = is_empty ? layout_.first_visible(tile.batch) : 0;
-    layout_.clear(y_, tile, first_row);
-    for (int64_t row = 0; row < args_.length; row += kBlock) {
-      for (int64_t vector = tile.first; vector < tile.last; ++vector) {
-        T* of_vector = state + (vector - tile.first) * kState;
-        if (row % kEaSeriesChunk == 0) store_carry(tile.batch, row / kEaSeriesChunk, vector, of_vector);
-        walk_block<true, true>(tile.batch, std::max(row, first_row), row + kBlock, vector, of_vector);
-      }
-    }
+  T* carry_of(int64_t batch, int64_t index, int64_t vector) const {
+    const int64_t carries = ea_series_carries(args_.length, args_.causal);
+    return carry_ + layout_.set_offset(batch, carries, index, kRows, vector);
   }
 
-  HWY_ATTR void bidirectional(const Tile& tile, T* state) const {
-    for (int64_t row = 0; row < args_.length; row += kBlock) {
+  /// Where a piece's own sums wait to be joined. Causal: in the carry that they will be part of, that of the
+  /// next piece.
+  T* sums_of(int64_t batch, int64_t piece, int64_t vector) const {
+    if (args_.causal) return carry_of(batch, (piece + 1) * kPieceChunks, vector);
+    if (layout_.pieces == 1) return carry_of(batch, 0, vector);
+    return partials_ + layout_.set_offset(batch, ea_series_chunks(args_.length), piece, kRows, vector);
+  }
+
+  HWY_ATTR void sum_keys(const Tile& tile) const {
+    if (args_.causal && tile.piece + 1 == layout_.pieces) return;
+    const ChannelStates<T, kOrder> none({});
+    alignas(64) T state[kTileVectors<T> * kState];
+    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+      none.read(0, 0, state + (vector - tile.first) * kState);
+    }
+    for (int64_t row = tile.begin; row < tile.end; row += kBlock) {
       for (int64_t vector = tile.first; vector < tile.last; ++vector) {
         walk_block<true, false>(tile.batch, row, row + kBlock, vector,
                                 state + (vector - tile.first) * kState);
       }
     }
     for (int64_t vector = tile.first; vector < tile.last; ++vector) {
-      store_carry(tile.batch, 0, vector, state + (vector - tile.first) * kState);
+      store_carry(state + (vector - tile.first) * kState, vector, sums_of(tile.batch, tile.piece, vector));
     }
+  }
+
+  /// Causal: the sums of all keys before each piece, in its first carry. Otherwise the total, in the only
+  /// one.
+  HWY_ATTR void join(int64_t batch, int64_t vector) const {
+    const int64_t lanes = layout_.lanes(vector), first = args_.causal ? 1 : 0;
+    alignas(64) T state[kState];
+    start_.read(first_channel(batch, vector), lanes, state);
+    Moments<T, kOrder> total;
+    total.load(state, kLanes<T>, kLanes<T>);
+    for (int64_t piece = 0; piece < layout_.pieces; ++piece) {
+      if (piece >= first) {
+        Moments<T, kOrder> own;
+        own.load(sums_of(batch, piece - first, vector), args_.channels, lanes);
+        own.from_carry_scale();
+        total.merge(own);
+      }
+      if (!args_.causal && piece + 1 < layout_.pieces) continue;
+      Moments<T, kOrder> carry = total;
+      carry.to_carry_scale();
+      carry.store(carry_of(batch, args_.causal ? piece * kPieceChunks : 0, vector), args_.channels, lanes);
+    }
+  }
+
+  HWY_ATTR void causal(const Tile& tile) const {
+    alignas(64) T state[kTileVectors<T> * kState];
+    const bool is_cut = layout_.pieces > 1;
+    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+      T* of_vector = state + (vector - tile.first) * kState;
+      if (is_cut) {
+        load_carry(tile.batch, tile.piece * kPieceChunks, vector, of_vector);
+      } else {
+        start_.read(first_channel(tile.batch, vector), layout_.lanes(vector), of_vector);
+      }
+    }
+    // Z_0 is positive, or NaN, as soon as there is a key, and then so in all channels.
+    const bool is_empty = state[(kOrder + 1) * kLanes<T>] == T(0);
+    const int64_t first_row = is_empty ? layout_.first_visible(tile.batch) : 0;
+    layout_.clear(y_, tile, first_row);
+    for (int64_t row = tile.begin; row < tile.end; row += kBlock) {
+      const bool has_carry = row % kEaSeriesChunk == 0 && !(is_cut && row == tile.begin);
+      for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+        T* of_vector = state + (vector - tile.first) * kState;
+        if (has_carry) store_carry(of_vector, vector, carry_of(tile.batch, row / kEaSeriesChunk, vector));
+        walk_block<true, true>(tile.batch, std::max(row, first_row), row + kBlock, vector, of_vector);
+      }
+    }
+    if (tile.end < args_.length) return;
+    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+      start_.write(first_channel(tile.batch, vector), layout_.lanes(vector),
+                   state + (vector - tile.first) * kState);
+    }
+  }
+
+  HWY_ATTR void bidirectional(const Tile& tile) const {
     if (layout_.first_visible(tile.batch) == args_.length) return layout_.clear(y_, tile, args_.length);
-    for (int64_t row = 0; row < args_.length; row += kBlock) {
+    alignas(64) T state[kTileVectors<T> * kState];
+    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+      load_carry(tile.batch, 0, vector, state + (vector - tile.first) * kState);
+    }
+    for (int64_t row = tile.begin; row < tile.end; row += kBlock) {
       for (int64_t vector = tile.first; vector < tile.last; ++vector) {
         walk_block<false, true>(tile.batch, row, row + kBlock, vector,
                                 state + (vector - tile.first) * kState);
@@ -136,13 +196,18 @@ class Forward {
     }
   }
 
-  HWY_ATTR void store_carry(int64_t batch, int64_t index, int64_t vector, const T* state) const {
+  HWY_ATTR void store_carry(const T* state, int64_t vector, T* to) const {
     Moments<T, kOrder> moments;
     moments.load(state, kLanes<T>, kLanes<T>);
     moments.to_carry_scale();
-    const int64_t carries = ea_series_carries(args_.length, args_.causal);
-    T* to = carry_ + (batch * carries + index) * kRows * args_.channels + vector * kLanes<T>;
     moments.store(to, args_.channels, layout_.lanes(vector));
+  }
+
+  HWY_ATTR void load_carry(int64_t batch, int64_t index, int64_t vector, T* state) const {
+    Moments<T, kOrder> moments;
+    moments.load(carry_of(batch, index, vector), args_.channels, layout_.lanes(vector));
+    moments.from_carry_scale();
+    moments.store(state, kLanes<T>, kLanes<T>);
   }
 
   /// Rows [begin, end) of one vector, as far as they exist.
@@ -241,6 +306,7 @@ class Forward {
   const S* v_;
   S* y_;
   T* carry_;
+  T* partials_;
   ChannelStates<T, kOrder> start_;
   bool stream_;
 };

@@ -15,6 +15,7 @@
 #include <hwy/highway.h>
 
 #include "ops/cpu/ea_series_steady-inl.h"
+#include "ops/cpu/ea_series_tiles-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace elwise::cpu::HWY_NAMESPACE::ea_series {
@@ -305,9 +306,12 @@ HWY_INLINE void write_hidden_key(const BackwardRows<T>& rows, int64_t at) {
   store_lanes(Tag<T>(), hn::Zero(Tag<T>()), rows.dv + at, kLanes<T>, rows.stream);
 }
 
-/// Adds the queries of rows [begin, end) to the sums, from the last row to the first. kCausal: each row's key
-/// then takes its gradient, and the sums pass on to the scale of the row before.
-template <bool kCausal, class T, int kOrder>
+/// What follows each row's query on the way back. Causal: the sums pass on to the scale of the row before,
+/// for kKeys once the row's key took its gradient from them.
+enum class Back { kSums, kScaledSums, kKeys };
+
+/// Adds the queries of rows [begin, end) to the sums, from the last row to the first.
+template <Back kBack, class T, int kOrder>
 HWY_INLINE void walk_back(const BackwardRows<T> rows, int64_t begin, int64_t end, const Scratch<T>& scratch,
                           GradientSums<T, kOrder>& sums) {
   const Tag<T> d;
@@ -315,18 +319,20 @@ HWY_INLINE void walk_back(const BackwardRows<T> rows, int64_t begin, int64_t end
     const int64_t at = row * rows.stride, kept = row * kLanes<T>;
     sums.add_query(hn::LoadU(d, rows.q + at), hn::Load(d, scratch.a + kept), hn::Load(d, scratch.y + kept),
                    scratch.direct[row]);
-    if constexpr (kCausal) {
+    if constexpr (kBack == Back::kKeys) {
       if (rows.visible[row]) {
         write_key_gradient(rows, at, sums, hn::Load(d, scratch.weight + kept));
       } else {
         write_hidden_key(rows, at);
       }
+    }
+    if constexpr (kBack != Back::kSums) {
       if (HWY_UNLIKELY(scratch.moved[row])) sums.scale(hn::Load(d, scratch.factor + kept));
     }
   }
 }
 
-/// walk_back<true> of steady rows.
+/// walk_back<Back::kKeys> of steady rows.
 template <class T, int kOrder>
 HWY_INLINE void walk_steady_back(const BackwardRows<T> rows, int64_t begin, int64_t end,
                                  const Scratch<T>& scratch, GradientSums<T, kOrder>& sums) {
