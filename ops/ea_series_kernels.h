@@ -19,6 +19,30 @@ constexpr int64_t ea_series_carries(int64_t length, bool causal) {
   return causal ? ea_series_chunks(length) : 1;
 }
 
+/// Where batch and channels make few tasks, the CPU's kernels cut the length in pieces of this many rows,
+/// which they work on side by side: the sums of each piece, a scan of the sums, and each piece from what that
+/// left.
+inline constexpr int64_t kEaSeriesPiece = 2 * kEaSeriesChunk;
+
+/// Tasks without a cut: runs of 16 neighbouring channels of one batch entry, a cache line of f32.
+constexpr int64_t ea_series_columns(int64_t batch, int64_t channels) {
+  return batch * ((channels + 15) / 16);
+}
+
+/// Pieces of the length. They follow from the shape alone, so that results do too, whatever the threads. Not
+/// causal, a cut costs next to nothing, and 64 threads are to have work. Causal, it costs a first pass over
+/// the rows, about half of the time in all: 64 threads gain where half of them would have nothing to do.
+constexpr int64_t ea_series_pieces(int64_t batch, int64_t length, int64_t channels, bool causal) {
+  const int64_t columns = ea_series_columns(batch, channels);
+  const bool is_cut = causal ? columns <= 32 && length >= 4096 : columns < 64 && length > kEaSeriesPiece;
+  return is_cut ? (length + kEaSeriesPiece - 1) / kEaSeriesPiece : 1;
+}
+
+/// How many tasks the CPU's kernels can work on at a time. Vectors of fewer than 16 channels make more.
+constexpr int64_t ea_series_tasks(int64_t batch, int64_t length, int64_t channels, bool causal) {
+  return ea_series_columns(batch, channels) * ea_series_pieces(batch, length, channels, causal);
+}
+
 /// Rows of one moment set: S_0 .. S_t, Z_0 .. Z_t, and kappa (the minimum of |k| over the visible keys).
 constexpr int64_t ea_series_carry_rows(int64_t order) {
   return 2 * order + 3;
@@ -35,7 +59,7 @@ struct EaSeriesStatePointers {
 /// EA-series of even order t (eq. 5, 6 of arXiv 2501.05730), channel by channel. With c_n = 2^n / n! and
 /// w_j = exp(kappa^2 - k_j^2): S_n = sum_j w_j k_j^n v_j, Z_n = sum_j w_j k_j^n over the visible keys j (j <=
 /// i when causal); y_i = sum_n c_n q_i^n S_n / sum_n c_n q_i^n Z_n. A query that sees no key has y = 0. carry
-/// and partials are f32 beside bf16 tensors; the CPU needs no partials.
+/// and partials are f32 beside bf16 tensors.
 struct EaSeriesForward {
   DType dtype;
   const void* q;  // [batch, length, channels]
@@ -50,7 +74,7 @@ struct EaSeriesForward {
   void* carry;                       // [batch, ea_series_carries, ea_series_carry_rows, channels]
   const bool* key_mask = nullptr;    // [batch, length], true = visible
   void* partials = nullptr;          // [batch, ea_series_chunks, ea_series_carry_rows, channels]: scratch for
-                                     // the sums of chunks, where not causal
+                                     // the sums of chunks or pieces, where not causal
   EaSeriesStatePointers state = {};  // causal only: the keys before the first row, then those up to the last
 
   KernelCost cost() const {
@@ -71,7 +95,8 @@ struct EaSeriesBackward {
   const void* v;
   const void* dy;
   const void* carry;  // [batch, ea_series_carries, ea_series_carry_rows, channels]
-  void* partials;     // [batch, ea_series_chunks, ea_series_carry_rows, channels]: scratch for A, B of chunks
+  void* partials;  // [batch, ea_series_chunks, ea_series_carry_rows, channels]: scratch for A, B of chunks or
+                   // pieces
   void* dq;
   void* dk;
   void* dv;

@@ -14,16 +14,12 @@
 #define ELWISE_OPS_CPU_EA_SERIES_INL_H_
 #endif
 
-#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
-#include <algorithm>
-#include <array>
 #include <cstdint>
 #include <limits>
 
 #include "core/error.h"
-#include "core/parallel.h"
 #include "core/simd-inl.h"
 #include "ops/cpu/row-inl.h"
 #include "ops/ea_series_kernels.h"
@@ -62,6 +58,12 @@ HWY_INLINE Vec<T> scale_ratio(Vec<T> to, Vec<T> from) {
 template <class T>
 HWY_NOINLINE Vec<T> rare_scale_ratio(Vec<T> to, Vec<T> from) {
   return scale_ratio<T>(to, from);
+}
+
+/// The same for sums that may both be empty, their references infinite.
+template <class T>
+HWY_INLINE Vec<T> joining_ratio(Vec<T> to, Vec<T> from) {
+  return hn::IfThenElse(hn::Eq(to, from), constant<T>(1), rare_scale_ratio<T>(to, from));
 }
 
 /// step[n] = 2 x / (n + 1), so that c_n x^n is the product of the first n.
@@ -194,6 +196,19 @@ struct Moments {
     }
   }
 
+  /// Adds the sums of other keys.
+  HWY_INLINE void merge(const Moments& other) {
+    const Vec<T> before = reference;
+    set_kappa(hn::Min(kappa, other.kappa));
+    scale(joining_ratio<T>(reference, before));
+    const Vec<T> factor = joining_ratio<T>(reference, other.reference);
+#pragma GCC unroll 17
+    for (int n = 0; n <= kOrder; ++n) {
+      s[n] = hn::MulAdd(other.s[n], factor, s[n]);
+      z[n] = hn::MulAdd(other.z[n], factor, z[n]);
+    }
+  }
+
   /// Lowers kappa to the |k| of a new key. Where that moves the reference in some lane it returns true, and
   /// the moments have been multiplied by `factor`.
   HWY_INLINE bool meet(Vec<T> magnitude, Vec<T>& factor) {
@@ -216,6 +231,12 @@ struct Moments {
     }
   }
 
+  /// The quotient of the two polynomials.
+  template <class Powers>
+  HWY_INLINE Vec<T> answer(const Powers& powers) const {
+    return hn::Div(powers.template sum<kOrder>(s), powers.template sum<kOrder>(z));
+  }
+
   HWY_INLINE bool is_direct(Vec<T> q) const {
     return HWY_LIKELY(hn::AllTrue(Tag<T>(), hn::Le(hn::Abs(q), direct_limit)));
   }
@@ -227,120 +248,17 @@ template <class T, int kOrder>
 HWY_NOINLINE Vec<T> answer_large_query(const T* stored, Vec<T> q) {
   Moments<T, kOrder> moments;
   moments.load(stored, kLanes<T>, kLanes<T>);
-  const HomogeneousPowers<T, kOrder> powers(q);
-  return hn::Div(powers.template sum<kOrder>(moments.s), powers.template sum<kOrder>(moments.z));
+  return moments.answer(HomogeneousPowers<T, kOrder>(q));
 }
 
 template <class T, int kOrder>
 HWY_INLINE Vec<T> answer(const Moments<T, kOrder>& moments, Vec<T> q) {
   if (moments.is_direct(q)) {
-    const Steps<T, kOrder> steps(q);
-    return hn::Div(steps.template sum<kOrder>(moments.s), steps.template sum<kOrder>(moments.z));
+    return moments.answer(Steps<T, kOrder>(q));
   }
   alignas(64) T stored[Moments<T, kOrder>::kRows * kLanes<T>];
   moments.store(stored, kLanes<T>, kLanes<T>);
   return answer_large_query<T, kOrder>(stored, q);
-}
-
-/// Bytes of neighbouring channels that a thread walks down the rows together: long enough runs for the
-/// memory, few enough for their sums to stay in the cache.
-inline constexpr int64_t kTileBytes = 1536;
-template <class T>
-inline constexpr int64_t kTileVectors = kTileBytes / (kLanes<T> * static_cast<int64_t>(sizeof(T)));
-
-/// Rows that one vector walks before its neighbour's turn, but for the chunks of the causal backward.
-inline constexpr int64_t kBlock = 32;
-static_assert(kEaSeriesChunk % kBlock == 0);
-
-/// Asks for a row of the next block: into the second-level cache, as the first holds this block.
-HWY_INLINE void prefetch(const void* address) {
-  __builtin_prefetch(address, 0, 2);
-}
-
-inline constexpr auto kAllVisible = [] {
-  std::array<bool, kEaSeriesChunk> all{};
-  all.fill(true);
-  return all;
-}();
-
-/// One batch entry and the vectors [first, last) of its channels.
-struct Tile {
-  int64_t batch;
-  int64_t first;
-  int64_t last;
-};
-
-/// The layout of a tensor [batch, length, channels] and its keys' mask; T is what is computed with.
-template <class T>
-struct Layout {
-  int64_t length;
-  int64_t channels;
-  const bool* key_mask;
-
-  int64_t vectors() const { return (channels + kLanes<T> - 1) / kLanes<T>; }
-  int64_t offset(int64_t batch, int64_t row, int64_t vector) const {
-    return (batch * length + row) * channels + vector * kLanes<T>;
-  }
-  /// Channels of a vector: less than kLanes in the last one.
-  int64_t lanes(int64_t vector) const { return std::min(kLanes<T>, channels - vector * kLanes<T>); }
-
-  /// The first row that sees a key; `length` if there is none.
-  int64_t first_visible(int64_t batch) const {
-    if (key_mask == nullptr) return 0;
-    const bool* mask = key_mask + batch * length;
-    return std::find(mask, mask + length, true) - mask;
-  }
-  /// The mask from `row` on, for at most a chunk of rows.
-  const bool* visible(int64_t batch, int64_t row) const {
-    return key_mask == nullptr ? kAllVisible.data() : key_mask + batch * length + row;
-  }
-
-  /// Zeroes the first `rows` rows of the tile.
-  template <class S>
-  void clear(S* tensor, const Tile& tile, int64_t rows) const {
-    const int64_t begin = tile.first * kLanes<T>, end = std::min(channels, tile.last * kLanes<T>);
-    for (int64_t row = 0; row < rows; ++row) {
-      std::fill_n(tensor + offset(tile.batch, row, tile.first), end - begin, S());
-    }
-  }
-};
-
-/// Calls body(tile) for tiles that cover batch x channels, in parallel. How they are cut depends on the
-/// thread count and does not matter to the results: every vector goes its own way.
-template <class T, class Body>
-void for_each_tile(const Layout<T>& layout, int64_t batch, const Body& body) {
-  const int64_t vectors = layout.vectors();
-  const int64_t grain = 1 + 512 / std::max<int64_t>(layout.length, 1);
-  parallel_for(batch * vectors, grain, [&](int64_t begin, int64_t end) HWY_ATTR {
-    while (begin < end) {
-      const int64_t first = begin % vectors, run = std::min(end - begin, vectors - first);
-      const int64_t tiles = (run + kTileVectors<T> - 1) / kTileVectors<T>,
-                    last = first + (run + tiles - 1) / tiles;
-      body(Tile{begin / vectors, first, last});
-      begin += last - first;
-    }
-    hwy::FlushStream();
-  });
-}
-
-/// Copies rows to whole vectors of what is computed with, zeros behind a partial one; `ahead` elements from
-/// here is what comes next.
-template <class S>
-HWY_NOINLINE void pad_rows(const S* from, int64_t stride, int64_t rows, int64_t lanes, int64_t ahead,
-                           Compute<S>* to) {
-  const Tag<Compute<S>> d;
-  for (int64_t row = 0; row < rows; ++row) {
-    prefetch(from + row * stride + ahead);
-    hn::Store(load_lanes(d, from + row * stride, lanes), d, to + row * kLanes<Compute<S>>);
-  }
-}
-
-template <class S>
-HWY_NOINLINE void unpad_rows(const Compute<S>* from, int64_t rows, int64_t lanes, S* to, int64_t stride) {
-  const Tag<Compute<S>> d;
-  for (int64_t row = 0; row < rows; ++row) {
-    store_lanes(d, hn::Load(d, from + row * kLanes<Compute<S>>), to + row * stride, lanes);
-  }
 }
 
 /// Calls function.template operator()<kOrder>() for an even order.

@@ -1,6 +1,7 @@
 // EA-series backward, fused; see ops/ea_series_kernels.h for the mathematics. Causal: chunks in reverse; a
 // chunk's forward is run again from its carry (dq; a, y and the weights stay in the cache), then it is
-// scanned backwards (dk, dv). Otherwise the queries go first (dq, A, B), then the keys (dk, dv).
+// scanned backwards (dk, dv). Otherwise the queries go first (dq, A, B), then the keys (dk, dv). Where the
+// length is cut in pieces, each piece's A, B are summed first and then those of the pieces behind it.
 
 #include "ops/ea_series_kernels.h"
 
@@ -16,8 +17,9 @@ namespace elwise::cpu::HWY_NAMESPACE {
 namespace ea_series {
 namespace {
 
-/// What is done with a block of rows: all of it chunk by chunk (causal), or the queries and then the keys.
-enum class Part { kAll, kQueries, kKeys };
+/// What is done with a block of rows. Causal: all of it chunk by chunk, or only the sums A, B (and dq, which
+/// comes again). Otherwise the queries and then the keys.
+enum class Part { kAll, kSums, kQueries, kKeys };
 
 template <class S, int kOrder>
 class Backward {
@@ -28,36 +30,28 @@ class Backward {
  public:
   explicit Backward(const EaSeriesBackward& args)
       : args_(args),
-        layout_{args.length, args.channels, args.key_mask},
+        layout_(Layout<T>::of(args)),
         tensors_{static_cast<const S*>(args.q),  static_cast<const S*>(args.k), static_cast<const S*>(args.v),
                  static_cast<const S*>(args.dy), static_cast<S*>(args.dq),      static_cast<S*>(args.dk),
                  static_cast<S*>(args.dv)},
         stream_(can_stream(args.dq) && can_stream(args.dk) && can_stream(args.dv)) {}
 
   void run() const {
-    for_each_tile(layout_, args_.batch, [this](const Tile& tile) {
-      const int64_t first_row = layout_.first_visible(tile.batch);
-      const int64_t unseen = args_.causal || first_row == args_.length ? first_row : 0;
-      layout_.clear(tensors_.dq, tile, unseen);
-      layout_.clear(tensors_.dk, tile, unseen);
-      layout_.clear(tensors_.dv, tile, unseen);
-      if (unseen == args_.length) return;
-      alignas(64) T state[kTileVectors<T> * kState];
-      std::fill_n(state, (tile.last - tile.first) * kState, T(0));
-      if (args_.causal) {
-        for (int64_t chunk = ea_series_carries(args_.length, true) - 1; chunk >= 0; --chunk) {
-          const int64_t begin = chunk * kEaSeriesChunk;
-          walk_tile<Part::kAll>(tile, std::max(begin, unseen), begin + kEaSeriesChunk, state);
-        }
-      } else {
-        for (int64_t row = 0; row < args_.length; row += kBlock) {
-          walk_tile<Part::kQueries>(tile, row, row + kBlock, state);
-        }
-        for (int64_t row = 0; row < args_.length; row += kBlock) {
-          walk_tile<Part::kKeys>(tile, row, row + kBlock, state);
-        }
-      }
-    });
+    const auto for_each = [this](void (Backward::*part)(const Tile&) const) {
+      for_each_tile(layout_, [this, part](const Tile& tile) { (this->*part)(tile); });
+    };
+    const bool is_cut = layout_.pieces > 1;
+    if (!args_.causal) {
+      for_each(&Backward::queries);
+    } else if (is_cut) {
+      for_each(&Backward::sum_queries);
+    }
+    if (is_cut) {
+      for_each_vector_of_pieces(layout_, [this](int64_t batch, int64_t vector) {
+        args_.causal ? pass_back(batch, vector) : add_up(batch, vector);
+      });
+    }
+    for_each(args_.causal ? &Backward::causal : &Backward::keys);
   }
 
  private:
@@ -69,20 +63,130 @@ class Backward {
     return may_stream<S>(tensor, args_.batch * args_.length, args_.channels);
   }
 
+  const T* carry_of(int64_t batch, int64_t index, int64_t vector) const {
+    const int64_t carries = ea_series_carries(args_.length, args_.causal);
+    return static_cast<const T*>(args_.carry) + layout_.set_offset(batch, carries, index, kCarryRows, vector);
+  }
+
+  /// The sums A, B that belong to a piece.
+  T* sums_of(int64_t batch, int64_t piece, int64_t vector) const {
+    return static_cast<T*>(args_.partials) +
+           layout_.set_offset(batch, ea_series_chunks(args_.length), piece, kCarryRows, vector);
+  }
+  HWY_ATTR void load_sums(int64_t batch, int64_t piece, int64_t vector, T* state) const {
+    pad_rows(sums_of(batch, piece, vector), args_.channels, Sums::kRows, layout_.lanes(vector), 0, state);
+  }
+  HWY_ATTR void store_sums(const T* state, int64_t batch, int64_t piece, int64_t vector) const {
+    unpad_rows(state, Sums::kRows, layout_.lanes(vector), sums_of(batch, piece, vector), args_.channels);
+  }
+
+  HWY_ATTR void queries(const Tile& tile) const {
+    alignas(64) T state[kTileVectors<T> * kState] = {};
+    if (layout_.first_visible(tile.batch) == args_.length) {
+      layout_.clear(tensors_.dq, tile, args_.length);
+    } else {
+      for (int64_t row = tile.begin; row < tile.end; row += kBlock) {
+        walk_tile<Part::kQueries>(tile, row, row + kBlock, state);
+      }
+    }
+    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+      store_sums(state + (vector - tile.first) * kState, tile.batch, tile.piece, vector);
+    }
+  }
+
+  /// The total of all pieces' sums, in place of the first one's.
+  HWY_ATTR void add_up(int64_t batch, int64_t vector) const {
+    alignas(64) T state[kState];
+    load_sums(batch, 0, vector, state);
+    Sums total;
+    total.load(state);
+    for (int64_t piece = 1; piece < layout_.pieces; ++piece) {
+      load_sums(batch, piece, vector, state);
+      total.add(state);
+    }
+    total.store(state);
+    store_sums(state, batch, 0, vector);
+  }
+
+  HWY_ATTR void keys(const Tile& tile) const {
+    if (layout_.first_visible(tile.batch) == args_.length) {
+      layout_.clear(tensors_.dk, tile, args_.length);
+      return layout_.clear(tensors_.dv, tile, args_.length);
+    }
+    alignas(64) T state[kTileVectors<T> * kState];
+    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+      load_sums(tile.batch, 0, vector, state + (vector - tile.first) * kState);
+    }
+    for (int64_t row = tile.begin; row < tile.end; row += kBlock) {
+      walk_tile<Part::kKeys>(tile, row, row + kBlock, state);
+    }
+  }
+
+  /// The tile's chunks that see a key, from the last to the first.
+  template <Part kPart>
+  HWY_ATTR void walk_chunks(const Tile& tile, int64_t unseen, T* state) const {
+    for (int64_t chunk = ea_series_chunks(tile.end) - 1; chunk * kEaSeriesChunk >= tile.begin; --chunk) {
+      const int64_t begin = chunk * kEaSeriesChunk;
+      walk_tile<kPart>(tile, std::max(begin, unseen), begin + kEaSeriesChunk, state);
+    }
+  }
+
+  HWY_ATTR void sum_queries(const Tile& tile) const {
+    if (tile.piece == 0) return;  // no keys are before it
+    alignas(64) T state[kTileVectors<T> * kState] = {};
+    walk_chunks<Part::kSums>(tile, layout_.first_visible(tile.batch), state);
+    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+      store_sums(state + (vector - tile.first) * kState, tile.batch, tile.piece, vector);
+    }
+  }
+
+  /// In place of each piece's own sums, at the scale of its first row, those of all pieces behind it, at the
+  /// scale of its last one.
+  HWY_ATTR void pass_back(int64_t batch, int64_t vector) const {
+    const auto reference_before = [&](int64_t piece) HWY_ATTR {
+      const T* kappa = carry_of(batch, piece * kPieceChunks, vector) + (kCarryRows - 1) * args_.channels;
+      return reference_of<T>(load_lanes(Tag<T>(), kappa, layout_.lanes(vector)));
+    };
+    Sums behind;
+    behind.clear();
+    for (int64_t piece = layout_.pieces - 1; piece >= 0; --piece) {
+      alignas(64) T own[kState] = {}, state[kState];
+      if (piece > 0) load_sums(batch, piece, vector, own);
+      behind.store(state);
+      store_sums(state, batch, piece, vector);
+      if (piece > 0 && piece + 1 < layout_.pieces) {
+        behind.scale(joining_ratio<T>(reference_before(piece + 1), reference_before(piece)));
+      }
+      behind.add(own);
+    }
+  }
+
+  HWY_ATTR void causal(const Tile& tile) const {
+    const int64_t unseen = layout_.first_visible(tile.batch);
+    layout_.clear(tensors_.dq, tile, unseen);
+    layout_.clear(tensors_.dk, tile, unseen);
+    layout_.clear(tensors_.dv, tile, unseen);
+    alignas(64) T state[kTileVectors<T> * kState] = {};
+    if (layout_.pieces > 1) {
+      for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+        load_sums(tile.batch, tile.piece, vector, state + (vector - tile.first) * kState);
+      }
+    }
+    walk_chunks<Part::kAll>(tile, unseen, state);
+  }
+
   /// Rows [begin, end) as far as they exist, vector by vector. The state holds each vector's sums A, B.
   template <Part kPart>
   void walk_tile(const Tile& tile, int64_t begin, int64_t end, T* state) const {
     const int64_t rows = std::min(end, args_.length) - begin, stride = args_.channels;
     if (rows <= 0) return;
-    const int64_t step = kPart == Part::kAll ? -kEaSeriesChunk : kBlock, next = begin + step;
+    constexpr bool kIsCausal = kPart == Part::kAll || kPart == Part::kSums;
+    const int64_t step = kIsCausal ? -kEaSeriesChunk : kBlock, next = begin + step;
     const int64_t ahead = next >= 0 && next + rows <= args_.length ? step * stride : 0;
-    const int64_t carry = args_.causal ? begin / kEaSeriesChunk : 0;
-    const int64_t carries = ea_series_carries(args_.length, args_.causal);
-    const T* carry_row =
-        static_cast<const T*>(args_.carry) + (tile.batch * carries + carry) * kCarryRows * stride;
+    const int64_t carry = kIsCausal ? begin / kEaSeriesChunk : 0;
     for (int64_t vector = tile.first; vector < tile.last; ++vector) {
       const BackwardRows<S> block{tensors_.at(layout_.offset(tile.batch, begin, vector)),
-                                  carry_row + vector * kLanes<T>,
+                                  carry_of(tile.batch, carry, vector),
                                   stride,
                                   layout_.lanes(vector),
                                   layout_.visible(tile.batch, begin),
@@ -125,26 +229,120 @@ class Backward {
          false},
         state);
     if (kPart != Part::kKeys) unpad(padded[4], block.dq);
-    if (kPart != Part::kQueries) unpad(padded[5], block.dk), unpad(padded[6], block.dv);
+    if (kPart == Part::kAll || kPart == Part::kKeys) unpad(padded[5], block.dk), unpad(padded[6], block.dv);
   }
 
   template <Part kPart>
-  HWY_NOINLINE static void walk(const BackwardRows<T>& block, T* state) {
+  static void walk(const BackwardRows<T>& block, T* state) {
+    if constexpr (kPart == Part::kAll) {
+      walk_chunk(block, state);
+    } else if constexpr (kPart == Part::kSums) {
+      walk_chunk_sums(block, state);
+    } else if constexpr (kPart == Part::kQueries) {
+      walk_block_queries(block, state);
+    } else {
+      walk_block_keys(block, state);
+    }
+  }
+
+  HWY_NOINLINE static void walk_block_queries(const BackwardRows<T>& block, T* state) {
+    Moments<T, kOrder> moments;
+    moments.load(block.carry, block.carry_stride, block.lanes);
+    moments.from_carry_scale();
+    Scratch<T> scratch;
+    Sums sums;
+    walk_queries<false>(block, 0, block.rows, moments, scratch);
+    sums.clear();
+    walk_back<Back::kSums>(block, 0, block.rows, scratch, sums);
+    sums.add(state);  // blocks are summed by themselves first: more accurate
+    sums.store(state);
+  }
+
+  HWY_NOINLINE static void walk_block_keys(const BackwardRows<T>& block, T* state) {
     Moments<T, kOrder> moments;
     moments.load(block.carry, block.carry_stride, block.lanes);
     Sums sums;
-    if constexpr (kPart == Part::kKeys) {
+    sums.load(state);
+    walk_keys(block, sums, moments.reference);
+  }
+
+  HWY_NOINLINE static void walk_chunk(const BackwardRows<T>& rows, T* state) {
+    alignas(64) T moments[kCarryRows * kLanes<T>];
+    load_carry(rows, moments);
+    Scratch<T> scratch;
+    bool steady[kEaSeriesChunk];
+    for (int64_t row = 0; row < rows.rows;) {
+      const int64_t begin = kHasSteadyRows<T, kOrder> ? steady_queries(rows, row, moments, scratch) : row;
+      const int64_t end = kHasSteadyRows<T, kOrder> ? std::min(begin + kSteadyRows, rows.rows) : rows.rows;
+      std::fill(steady + row, steady + begin, true);
+      std::fill(steady + begin, steady + end, false);
+      if (begin < end) chunk_queries(rows, begin, end, moments, scratch);
+      row = end;
+    }
+    for (int64_t end = rows.rows; end > 0;) {
+      int64_t begin = end - 1;
+      while (begin > 0 && steady[begin - 1] == steady[end - 1]) --begin;
+      const auto back = steady[begin] ? &steady_back : &chunk_back;
+      back(rows, begin, end, scratch, state);
+      end = begin;
+    }
+  }
+
+  HWY_NOINLINE static void walk_chunk_sums(const BackwardRows<T>& rows, T* state) {
+    alignas(64) T moments[kCarryRows * kLanes<T>];
+    load_carry(rows, moments);
+    Scratch<T> scratch;
+    chunk_queries(rows, 0, rows.rows, moments, scratch);
+    Sums sums;
+    sums.load(state);
+    walk_back<Back::kScaledSums>(rows, 0, rows.rows, scratch, sums);
+    sums.store(state);
+  }
+
+  // The parts of a chunk are functions of their own, which leaves each all the registers.
+
+  HWY_NOINLINE static void load_carry(const BackwardRows<T>& rows, T* stored) {
+    Moments<T, kOrder> moments;
+    moments.load(rows.carry, rows.carry_stride, rows.lanes);
+    moments.from_carry_scale();
+    moments.store(stored, kLanes<T>, kLanes<T>);
+  }
+
+  HWY_NOINLINE static int64_t steady_queries(const BackwardRows<T>& rows, int64_t row, T* stored,
+                                             Scratch<T>& scratch) {
+    if constexpr (kHasSteadyRows<T, kOrder>) {
+      Moments<T, kOrder> moments;
+      moments.load(stored, kLanes<T>, kLanes<T>);
+      row = walk_steady_queries(rows, row, moments, scratch);
+      moments.store(stored, kLanes<T>, kLanes<T>);
+    }
+    return row;
+  }
+
+  HWY_NOINLINE static void chunk_queries(const BackwardRows<T>& rows, int64_t begin, int64_t end, T* stored,
+                                         Scratch<T>& scratch) {
+    Moments<T, kOrder> moments;
+    moments.load(stored, kLanes<T>, kLanes<T>);
+    walk_queries<true>(rows, begin, end, moments, scratch);
+    moments.store(stored, kLanes<T>, kLanes<T>);
+  }
+
+  HWY_NOINLINE static void steady_back(const BackwardRows<T>& rows, int64_t begin, int64_t end,
+                                       const Scratch<T>& scratch, T* state) {
+    if constexpr (kHasSteadyRows<T, kOrder>) {
+      Sums sums;
       sums.load(state);
-      walk_keys(block, sums, moments.reference);
-    } else {
-      Scratch<T> scratch;
-      moments.from_carry_scale();
-      walk_queries<kPart == Part::kAll>(block, moments, scratch);
-      kPart == Part::kAll ? sums.load(state) : sums.clear();
-      walk_back<kPart == Part::kAll>(block, scratch, sums);
-      if (kPart == Part::kQueries) sums.add(state);  // blocks are summed by themselves first: more accurate
+      walk_steady_back(rows, begin, end, scratch, sums);
       sums.store(state);
     }
+  }
+
+  HWY_NOINLINE static void chunk_back(const BackwardRows<T>& rows, int64_t begin, int64_t end,
+                                      const Scratch<T>& scratch, T* state) {
+    Sums sums;
+    sums.load(state);
+    walk_back<Back::kKeys>(rows, begin, end, scratch, sums);
+    sums.store(state);
   }
 
   const EaSeriesBackward& args_;

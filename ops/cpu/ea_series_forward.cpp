@@ -9,6 +9,8 @@
 #include <hwy/highway.h>
 
 #include "ops/cpu/ea_series_state-inl.h"
+#include "ops/cpu/ea_series_steady-inl.h"
+#include "ops/cpu/ea_series_tiles-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace elwise::cpu::HWY_NAMESPACE {
@@ -28,12 +30,21 @@ struct ForwardRows {
   int64_t stride;
   int64_t ahead;  // elements from here to what comes next, for prefetching
   bool stream;
+
+  HWY_INLINE void prefetch_ahead(int64_t row) const {
+    const int64_t at = row * stride + ahead;
+    prefetch(q + at);
+    prefetch(k + at);
+    prefetch(v + at);
+  }
 };
 
+/// Rows [begin, end).
 template <bool kAddKeys, bool kAnswerQueries, class T, int kOrder>
-HWY_INLINE void walk_rows(const ForwardRows<T> rows, Moments<T, kOrder>& moments) {
+HWY_INLINE void walk_rows(const ForwardRows<T> rows, int64_t begin, int64_t end,
+                          Moments<T, kOrder>& moments) {
   const Tag<T> d;
-  for (int64_t row = 0; row < rows.rows; ++row) {
+  for (int64_t row = begin; row < end; ++row) {
     const int64_t at = row * rows.stride;
     if constexpr (kAddKeys) {
       prefetch(rows.k + at + rows.ahead);
@@ -61,28 +72,23 @@ class Forward {
  public:
   explicit Forward(const EaSeriesForward& args)
       : args_(args),
-        layout_{args.length, args.channels, args.key_mask},
+        layout_(Layout<T>::of(args)),
         q_(static_cast<const S*>(args.q)),
         k_(static_cast<const S*>(args.k)),
         v_(static_cast<const S*>(args.v)),
         y_(static_cast<S*>(args.y)),
         carry_(static_cast<T*>(args.carry)),
+        partials_(static_cast<T*>(args.partials)),
         start_(args.state),
         stream_(may_stream<S>(y_, args.batch * args.length, args.channels)) {}
 
   void run() const {
-    for_each_tile(layout_, args_.batch, [this](const Tile& tile) {
-      alignas(64) T state[kTileVectors<T> * kState];
-      for (int64_t vector = tile.first; vector < tile.last; ++vector) {
-        start_.read(first_channel(tile.batch, vector), layout_.lanes(vector),
-                    state + (vector - tile.first) * kState);
-      }
-      args_.causal ? causal(tile, state) : bidirectional(tile, state);
-      for (int64_t vector = tile.first; vector < tile.last; ++vector) {
-        start_.write(first_channel(tile.batch, vector), layout_.lanes(vector),
-                     state + (vector - tile.first) * kState);
-      }
-    });
+    const bool is_cut = layout_.pieces > 1;
+    if (is_cut || !args_.causal) for_each_tile(layout_, [this](const Tile& tile) { sum_keys(tile); });
+    if (is_cut) {
+      for_each_vector_of_pieces(layout_, [this](int64_t batch, int64_t vector) { join(batch, vector); });
+    }
+    for_each_tile(layout_, [this](const Tile& tile) { args_.causal ? causal(tile) : bidirectional(tile); });
   }
 
  private:
@@ -93,32 +99,96 @@ class Forward {
     return batch * args_.channels + vector * kLanes<T>;
   }
 
-  HWY_ATTR void causal(const Tile& tile, T* state) const {
-    // Z_0 is positive, or NaN, as soon as there is a key, and then so in all channels.
-    const bool is_empty = state[(kOrder + 1) * kLanes<T>] == T(0);
-    const int64_t first_row = is_empty ? layout_.first_visible(tile.batch) : 0;
-    layout_.clear(y_, tile, first_row);
-    for (int64_t row = 0; row < args_.length; row += kBlock) {
-      for (int64_t vector = tile.first; vector < tile.last; ++vector) {
-        T* of_vector = state + (vector - tile.first) * kState;
-        if (row % kEaSeriesChunk == 0) store_carry(tile.batch, row / kEaSeriesChunk, vector, of_vector);
-        walk_block<true, true>(tile.batch, std::max(row, first_row), row + kBlock, vector, of_vector);
-      }
-    }
+  T* carry_of(int64_t batch, int64_t index, int64_t vector) const {
+    const int64_t carries = ea_series_carries(args_.length, args_.causal);
+    return carry_ + layout_.set_offset(batch, carries, index, kRows, vector);
   }
 
-  HWY_ATTR void bidirectional(const Tile& tile, T* state) const {
-    for (int64_t row = 0; row < args_.length; row += kBlock) {
+  /// Where a piece's own sums wait to be joined. Causal: in the carry that they will be part of, that of the
+  /// next piece.
+  T* sums_of(int64_t batch, int64_t piece, int64_t vector) const {
+    if (args_.causal) return carry_of(batch, (piece + 1) * kPieceChunks, vector);
+    if (layout_.pieces == 1) return carry_of(batch, 0, vector);
+    return partials_ + layout_.set_offset(batch, ea_series_chunks(args_.length), piece, kRows, vector);
+  }
+
+  HWY_ATTR void sum_keys(const Tile& tile) const {
+    if (args_.causal && tile.piece + 1 == layout_.pieces) return;
+    const ChannelStates<T, kOrder> none({});
+    alignas(64) T state[kTileVectors<T> * kState];
+    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+      none.read(0, 0, state + (vector - tile.first) * kState);
+    }
+    for (int64_t row = tile.begin; row < tile.end; row += kBlock) {
       for (int64_t vector = tile.first; vector < tile.last; ++vector) {
         walk_block<true, false>(tile.batch, row, row + kBlock, vector,
                                 state + (vector - tile.first) * kState);
       }
     }
     for (int64_t vector = tile.first; vector < tile.last; ++vector) {
-      store_carry(tile.batch, 0, vector, state + (vector - tile.first) * kState);
+      store_carry(state + (vector - tile.first) * kState, vector, sums_of(tile.batch, tile.piece, vector));
     }
+  }
+
+  /// Causal: the sums of all keys before each piece, in its first carry. Otherwise the total, in the only
+  /// one.
+  HWY_ATTR void join(int64_t batch, int64_t vector) const {
+    const int64_t lanes = layout_.lanes(vector), first = args_.causal ? 1 : 0;
+    alignas(64) T state[kState];
+    start_.read(first_channel(batch, vector), lanes, state);
+    Moments<T, kOrder> total;
+    total.load(state, kLanes<T>, kLanes<T>);
+    for (int64_t piece = 0; piece < layout_.pieces; ++piece) {
+      if (piece >= first) {
+        Moments<T, kOrder> own;
+        own.load(sums_of(batch, piece - first, vector), args_.channels, lanes);
+        own.from_carry_scale();
+        total.merge(own);
+      }
+      if (!args_.causal && piece + 1 < layout_.pieces) continue;
+      Moments<T, kOrder> carry = total;
+      carry.to_carry_scale();
+      carry.store(carry_of(batch, args_.causal ? piece * kPieceChunks : 0, vector), args_.channels, lanes);
+    }
+  }
+
+  HWY_ATTR void causal(const Tile& tile) const {
+    alignas(64) T state[kTileVectors<T> * kState];
+    const bool is_cut = layout_.pieces > 1;
+    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+      T* of_vector = state + (vector - tile.first) * kState;
+      if (is_cut) {
+        load_carry(tile.batch, tile.piece * kPieceChunks, vector, of_vector);
+      } else {
+        start_.read(first_channel(tile.batch, vector), layout_.lanes(vector), of_vector);
+      }
+    }
+    // Z_0 is positive, or NaN, as soon as there is a key, and then so in all channels.
+    const bool is_empty = state[(kOrder + 1) * kLanes<T>] == T(0);
+    const int64_t first_row = is_empty ? layout_.first_visible(tile.batch) : 0;
+    layout_.clear(y_, tile, first_row);
+    for (int64_t row = tile.begin; row < tile.end; row += kBlock) {
+      const bool has_carry = row % kEaSeriesChunk == 0 && !(is_cut && row == tile.begin);
+      for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+        T* of_vector = state + (vector - tile.first) * kState;
+        if (has_carry) store_carry(of_vector, vector, carry_of(tile.batch, row / kEaSeriesChunk, vector));
+        walk_block<true, true>(tile.batch, std::max(row, first_row), row + kBlock, vector, of_vector);
+      }
+    }
+    if (tile.end < args_.length) return;
+    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+      start_.write(first_channel(tile.batch, vector), layout_.lanes(vector),
+                   state + (vector - tile.first) * kState);
+    }
+  }
+
+  HWY_ATTR void bidirectional(const Tile& tile) const {
     if (layout_.first_visible(tile.batch) == args_.length) return layout_.clear(y_, tile, args_.length);
-    for (int64_t row = 0; row < args_.length; row += kBlock) {
+    alignas(64) T state[kTileVectors<T> * kState];
+    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+      load_carry(tile.batch, 0, vector, state + (vector - tile.first) * kState);
+    }
+    for (int64_t row = tile.begin; row < tile.end; row += kBlock) {
       for (int64_t vector = tile.first; vector < tile.last; ++vector) {
         walk_block<false, true>(tile.batch, row, row + kBlock, vector,
                                 state + (vector - tile.first) * kState);
@@ -126,13 +196,18 @@ class Forward {
     }
   }
 
-  HWY_ATTR void store_carry(int64_t batch, int64_t index, int64_t vector, const T* state) const {
+  HWY_ATTR void store_carry(const T* state, int64_t vector, T* to) const {
     Moments<T, kOrder> moments;
     moments.load(state, kLanes<T>, kLanes<T>);
     moments.to_carry_scale();
-    const int64_t carries = ea_series_carries(args_.length, args_.causal);
-    T* to = carry_ + (batch * carries + index) * kRows * args_.channels + vector * kLanes<T>;
     moments.store(to, args_.channels, layout_.lanes(vector));
+  }
+
+  HWY_ATTR void load_carry(int64_t batch, int64_t index, int64_t vector, T* state) const {
+    Moments<T, kOrder> moments;
+    moments.load(carry_of(batch, index, vector), args_.channels, layout_.lanes(vector));
+    moments.from_carry_scale();
+    moments.store(state, kLanes<T>, kLanes<T>);
   }
 
   /// Rows [begin, end) of one vector, as far as they exist.
@@ -145,7 +220,7 @@ class Forward {
     const int64_t ahead = begin + rows + kBlock <= args_.length ? kBlock * stride : 0;
     if constexpr (std::is_same_v<S, T>) {
       if (lanes == kLanes<T>) {
-        return walk_vector<kAddKeys, kAnswerQueries>(
+        return walk<kAddKeys, kAnswerQueries>(
             {q_ + offset, k_ + offset, v_ + offset, y_ + offset, visible, rows, stride, ahead, stream_},
             state);
       }
@@ -155,9 +230,57 @@ class Forward {
     if (kAnswerQueries) pad_rows(q_ + offset, stride, rows, lanes, ahead, padded[0]);
     if (kAddKeys) pad_rows(k_ + offset, stride, rows, lanes, ahead, padded[1]);
     if (kAddKeys) pad_rows(v_ + offset, stride, rows, lanes, ahead, padded[2]);
-    Forward<T, kOrder>::template walk_vector<kAddKeys, kAnswerQueries>(
+    Forward<T, kOrder>::template walk<kAddKeys, kAnswerQueries>(
         {padded[0], padded[1], padded[2], padded[3], visible, rows, kLanes<T>, 0, false}, state);
     if (kAnswerQueries) unpad_rows(padded[3], rows, lanes, y_ + offset, stride);
+  }
+
+  template <bool kAddKeys, bool kAnswerQueries>
+  static void walk(const ForwardRows<T>& block, T* state) {
+    if constexpr (kAddKeys && kAnswerQueries) {
+      walk_causal(block, state);
+    } else {
+      walk_vector<kAddKeys, kAnswerQueries>(block, state);
+    }
+  }
+
+  HWY_NOINLINE static void walk_causal(const ForwardRows<T>& block, T* state) {
+    for (int64_t row = 0; row < block.rows;) {
+      if constexpr (kHasSteadyRows<T, kOrder>) row = walk_steady(block, row, state);
+      const int64_t end = kHasSteadyRows<T, kOrder> ? std::min(row + kSteadyRows, block.rows) : block.rows;
+      if (row < end) walk_any(block, row, end, state);
+      row = end;
+    }
+  }
+
+  /// Rows from `row` on, as long as they are steady. Returns the first that is not.
+  HWY_NOINLINE static int64_t walk_steady(const ForwardRows<T> rows, int64_t row, T* state) {
+    const Tag<T> d;
+    const Vec<T> any_key = constant<T>(std::numeric_limits<T>::infinity());
+    alignas(64) T weights[kSteadyRows * kLanes<T>];
+    Moments<T, kOrder> moments;
+    moments.load(state, kLanes<T>, kLanes<T>);
+    while (row < rows.rows) {
+      const int64_t begin = row, end = std::min(begin + kSteadyRows, rows.rows);
+      if (!weigh_steady_rows(rows, begin, end, moments, any_key, weights)) break;
+      for (; row < end; ++row) {
+        const int64_t at = row * rows.stride;
+        rows.prefetch_ahead(row);
+        moments.add(hn::Load(d, weights + (row - begin) * kLanes<T>), hn::LoadU(d, rows.k + at),
+                    hn::LoadU(d, rows.v + at));
+        const Vec<T> y = moments.answer(Steps<T, kOrder>(hn::LoadU(d, rows.q + at)));
+        store_lanes(d, y, rows.y + at, kLanes<T>, rows.stream);
+      }
+    }
+    moments.store(state, kLanes<T>, kLanes<T>);
+    return row;
+  }
+
+  HWY_NOINLINE static void walk_any(const ForwardRows<T>& block, int64_t begin, int64_t end, T* state) {
+    Moments<T, kOrder> moments;
+    moments.load(state, kLanes<T>, kLanes<T>);
+    walk_rows<true, true>(block, begin, end, moments);
+    moments.store(state, kLanes<T>, kLanes<T>);
   }
 
   template <bool kAddKeys, bool kAnswerQueries>
@@ -165,12 +288,12 @@ class Forward {
     Moments<T, kOrder> moments;
     if constexpr (kAnswerQueries) {
       moments.load(state, kLanes<T>, kLanes<T>);
-      walk_rows<kAddKeys, true>(block, moments);
+      walk_rows<kAddKeys, true>(block, 0, block.rows, moments);
     } else {
       // The block is summed by itself before it joins the total: long sums stay accurate.
       if (std::find(block.visible, block.visible + block.rows, true) == block.visible + block.rows) return;
       moments.start_after(state);
-      walk_rows<true, false>(block, moments);
+      walk_rows<true, false>(block, 0, block.rows, moments);
       moments.join(state);
     }
     if constexpr (kAddKeys) moments.store(state, kLanes<T>, kLanes<T>);
@@ -183,6 +306,7 @@ class Forward {
   const S* v_;
   S* y_;
   T* carry_;
+  T* partials_;
   ChannelStates<T, kOrder> start_;
   bool stream_;
 };

@@ -14,7 +14,8 @@
 
 #include <hwy/highway.h>
 
-#include "ops/cpu/ea_series-inl.h"
+#include "ops/cpu/ea_series_steady-inl.h"
+#include "ops/cpu/ea_series_tiles-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace elwise::cpu::HWY_NAMESPACE::ea_series {
@@ -45,6 +46,11 @@ struct BackwardRows : BackwardTensors<T> {
   int64_t stride;
   int64_t ahead;  // elements from here to what comes next, for prefetching
   bool stream;
+
+  HWY_INLINE void prefetch_ahead(int64_t row) const {
+    const int64_t at = row * stride + ahead;
+    for (const T* tensor : {this->q, this->k, this->v, this->dy}) prefetch(tensor + at);
+  }
 };
 
 /// What the queries' part leaves, row by row, for the sums A, B and the keys' part.
@@ -59,6 +65,10 @@ struct Scratch {
   bool moved[kEaSeriesChunk];
   bool direct[kEaSeriesChunk];  // a goes with the powers of q; otherwise with the homogeneous ones
 };
+
+/// Horner's rule in k stays in range up to here: k^n A_n exp(-k^2) does, as every query in A_n was divided by
+/// a sum that has this key in it.
+inline constexpr double kDirectKey = 7;
 
 template <class T>
 struct QueryGradient {
@@ -83,11 +93,12 @@ HWY_NOINLINE QueryGradient<T> large_query_gradient(const T* stored, Vec<T> q, Ve
   return query_gradient(moments, HomogeneousPowers<T, kOrder>(q), dy);
 }
 
-/// dq of all rows, and the scratch. kAddKeys: each row's key joins the moments first.
+/// dq of rows [begin, end), and their scratch. kAddKeys: each row's key joins the moments first.
 template <bool kAddKeys, class T, int kOrder>
-HWY_INLINE void walk_queries(const BackwardRows<T> rows, Moments<T, kOrder>& moments, Scratch<T>& scratch) {
+HWY_INLINE void walk_queries(const BackwardRows<T> rows, int64_t begin, int64_t end,
+                             Moments<T, kOrder>& moments, Scratch<T>& scratch) {
   const Tag<T> d;
-  for (int64_t row = 0; row < rows.rows; ++row) {
+  for (int64_t row = begin; row < end; ++row) {
     const int64_t at = row * rows.stride, next = at + rows.ahead, kept = row * kLanes<T>;
     prefetch(rows.q + next);
     prefetch(rows.dy + next);
@@ -121,6 +132,29 @@ HWY_INLINE void walk_queries(const BackwardRows<T> rows, Moments<T, kOrder>& mom
     hn::Store(gradient.y, d, scratch.y + kept);
     store_lanes(d, gradient.dq, rows.dq + at, kLanes<T>, rows.stream);
   }
+}
+
+/// walk_queries<true> from `row` on, as long as the rows are steady. Returns the first that is not.
+template <class T, int kOrder>
+HWY_INLINE int64_t walk_steady_queries(const BackwardRows<T> rows, int64_t row, Moments<T, kOrder>& moments,
+                                       Scratch<T>& scratch) {
+  const Tag<T> d;
+  const Vec<T> key_limit = constant<T>(kDirectKey);
+  while (row < rows.rows) {
+    const int64_t end = std::min(row + kSteadyRows, rows.rows);
+    if (!weigh_steady_rows(rows, row, end, moments, key_limit, scratch.weight + row * kLanes<T>)) break;
+    for (; row < end; ++row) {
+      const int64_t at = row * rows.stride, kept = row * kLanes<T>;
+      rows.prefetch_ahead(row);
+      moments.add(hn::Load(d, scratch.weight + kept), hn::LoadU(d, rows.k + at), hn::LoadU(d, rows.v + at));
+      const QueryGradient<T> gradient =
+          query_gradient(moments, Steps<T, kOrder>(hn::LoadU(d, rows.q + at)), hn::LoadU(d, rows.dy + at));
+      hn::Store(gradient.a, d, scratch.a + kept);
+      hn::Store(gradient.y, d, scratch.y + kept);
+      store_lanes(d, gradient.dq, rows.dq + at, kLanes<T>, rows.stream);
+    }
+  }
+  return row;
 }
 
 /// terms[n] = a q^n s^(t-n) for a row with a large q in some lane.
@@ -255,9 +289,7 @@ HWY_INLINE void write_key_gradient(const BackwardRows<T>& rows, int64_t at,
   const Tag<T> d;
   const Vec<T> k = hn::LoadU(d, rows.k + at), v = hn::LoadU(d, rows.v + at);
   KeyGradient<T> gradient;
-  // Horner's rule in k stays in range up to here: k^n A_n exp(-k^2) does, as every query in A_n was divided
-  // by a sum that has this key in it.
-  if (HWY_LIKELY(hn::AllTrue(d, hn::Le(hn::Abs(k), constant<T>(7))))) {
+  if (HWY_LIKELY(hn::AllTrue(d, hn::Le(hn::Abs(k), constant<T>(kDirectKey))))) {
     gradient = sums.key_gradient(Steps<T, kOrder>(k), weight, k, v);
   } else {
     alignas(64) T stored[GradientSums<T, kOrder>::kRows * kLanes<T>];
@@ -274,24 +306,46 @@ HWY_INLINE void write_hidden_key(const BackwardRows<T>& rows, int64_t at) {
   store_lanes(Tag<T>(), hn::Zero(Tag<T>()), rows.dv + at, kLanes<T>, rows.stream);
 }
 
-/// Adds the rows' queries to the sums, from the last row to the first. kCausal: each row's key then takes its
-/// gradient, and the sums pass on to the scale of the row before.
-template <bool kCausal, class T, int kOrder>
-HWY_INLINE void walk_back(const BackwardRows<T> rows, const Scratch<T>& scratch,
+/// What follows each row's query on the way back. Causal: the sums pass on to the scale of the row before,
+/// for kKeys once the row's key took its gradient from them.
+enum class Back { kSums, kScaledSums, kKeys };
+
+/// Adds the queries of rows [begin, end) to the sums, from the last row to the first.
+template <Back kBack, class T, int kOrder>
+HWY_INLINE void walk_back(const BackwardRows<T> rows, int64_t begin, int64_t end, const Scratch<T>& scratch,
                           GradientSums<T, kOrder>& sums) {
   const Tag<T> d;
-  for (int64_t row = rows.rows - 1; row >= 0; --row) {
+  for (int64_t row = end - 1; row >= begin; --row) {
     const int64_t at = row * rows.stride, kept = row * kLanes<T>;
     sums.add_query(hn::LoadU(d, rows.q + at), hn::Load(d, scratch.a + kept), hn::Load(d, scratch.y + kept),
                    scratch.direct[row]);
-    if constexpr (kCausal) {
+    if constexpr (kBack == Back::kKeys) {
       if (rows.visible[row]) {
         write_key_gradient(rows, at, sums, hn::Load(d, scratch.weight + kept));
       } else {
         write_hidden_key(rows, at);
       }
+    }
+    if constexpr (kBack != Back::kSums) {
       if (HWY_UNLIKELY(scratch.moved[row])) sums.scale(hn::Load(d, scratch.factor + kept));
     }
+  }
+}
+
+/// walk_back<Back::kKeys> of steady rows.
+template <class T, int kOrder>
+HWY_INLINE void walk_steady_back(const BackwardRows<T> rows, int64_t begin, int64_t end,
+                                 const Scratch<T>& scratch, GradientSums<T, kOrder>& sums) {
+  const Tag<T> d;
+  for (int64_t row = end - 1; row >= begin; --row) {
+    const int64_t at = row * rows.stride, kept = row * kLanes<T>;
+    sums.add_query(hn::LoadU(d, rows.q + at), hn::Load(d, scratch.a + kept), hn::Load(d, scratch.y + kept),
+                   /*direct=*/true);
+    const Vec<T> k = hn::LoadU(d, rows.k + at), v = hn::LoadU(d, rows.v + at);
+    const KeyGradient<T> gradient =
+        sums.key_gradient(Steps<T, kOrder>(k), hn::Load(d, scratch.weight + kept), k, v);
+    store_lanes(d, gradient.dk, rows.dk + at, kLanes<T>, rows.stream);
+    store_lanes(d, gradient.dv, rows.dv + at, kLanes<T>, rows.stream);
   }
 }
 

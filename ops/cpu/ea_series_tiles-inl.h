@@ -1,0 +1,157 @@
+// How the EA-series kernels share out [batch, length, channels]: tiles of neighbouring channels, and pieces
+// of the length where there are few. Included after <hwy/foreach_target.h>, compiled once per target.
+
+#if defined(ELWISE_OPS_CPU_EA_SERIES_TILES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ELWISE_OPS_CPU_EA_SERIES_TILES_INL_H_
+#undef ELWISE_OPS_CPU_EA_SERIES_TILES_INL_H_
+#else
+#define ELWISE_OPS_CPU_EA_SERIES_TILES_INL_H_
+#endif
+
+#include <hwy/cache_control.h>
+
+#include <algorithm>
+#include <array>
+
+#include "core/parallel.h"
+#include "ops/cpu/ea_series-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace elwise::cpu::HWY_NAMESPACE::ea_series {
+
+/// Bytes of neighbouring channels that a thread walks down the rows together: long enough runs for the
+/// memory, few enough for their sums to stay in the cache.
+inline constexpr int64_t kTileBytes = 1536;
+template <class T>
+inline constexpr int64_t kTileVectors = kTileBytes / (kLanes<T> * static_cast<int64_t>(sizeof(T)));
+
+/// Rows that one vector walks before its neighbour's turn, but for the chunks of the causal backward.
+inline constexpr int64_t kBlock = 32;
+static_assert(kEaSeriesChunk % kBlock == 0);
+
+/// Every so many carries are those before a piece.
+inline constexpr int64_t kPieceChunks = kEaSeriesPiece / kEaSeriesChunk;
+
+/// Asks for a row of the next block: into the second-level cache, as the first holds this block.
+HWY_INLINE void prefetch(const void* address) {
+  __builtin_prefetch(address, 0, 2);
+}
+
+inline constexpr auto kAllVisible = [] {
+  std::array<bool, kEaSeriesChunk> all{};
+  all.fill(true);
+  return all;
+}();
+
+/// Rows [begin, end) of one batch entry, a piece of its length, and the vectors [first, last) of its
+/// channels.
+struct Tile {
+  int64_t batch;
+  int64_t piece;
+  int64_t begin;
+  int64_t end;
+  int64_t first;
+  int64_t last;
+};
+
+/// The layout of a tensor [batch, length, channels] and its keys' mask; T is what is computed with.
+template <class T>
+struct Layout {
+  int64_t batch;
+  int64_t length;
+  int64_t channels;
+  const bool* key_mask;
+  int64_t pieces;  // of the length
+
+  template <class Args>
+  static Layout of(const Args& args) {
+    return {args.batch, args.length, args.channels, args.key_mask,
+            ea_series_pieces(args.batch, args.length, args.channels, args.causal)};
+  }
+
+  int64_t piece_rows() const { return pieces == 1 ? length : kEaSeriesPiece; }
+  int64_t vectors() const { return (channels + kLanes<T> - 1) / kLanes<T>; }
+  int64_t offset(int64_t entry, int64_t row, int64_t vector) const {
+    return (entry * length + row) * channels + vector * kLanes<T>;
+  }
+  /// In [batch, sets, rows, channels], sums of a vector.
+  int64_t set_offset(int64_t entry, int64_t sets, int64_t set, int64_t rows, int64_t vector) const {
+    return (entry * sets + set) * rows * channels + vector * kLanes<T>;
+  }
+  /// Channels of a vector: less than kLanes in the last one.
+  int64_t lanes(int64_t vector) const { return std::min(kLanes<T>, channels - vector * kLanes<T>); }
+
+  /// The first row that sees a key; `length` if there is none.
+  int64_t first_visible(int64_t entry) const {
+    if (key_mask == nullptr) return 0;
+    const bool* mask = key_mask + entry * length;
+    return std::find(mask, mask + length, true) - mask;
+  }
+  /// The mask from `row` on, for at most a chunk of rows.
+  const bool* visible(int64_t entry, int64_t row) const {
+    return key_mask == nullptr ? kAllVisible.data() : key_mask + entry * length + row;
+  }
+
+  /// Zeroes the rows of the tile that are before `end`.
+  template <class S>
+  void clear(S* tensor, const Tile& tile, int64_t end) const {
+    const int64_t first = tile.first * kLanes<T>, last = std::min(channels, tile.last * kLanes<T>);
+    for (int64_t row = tile.begin; row < std::min(end, tile.end); ++row) {
+      std::fill_n(tensor + offset(tile.batch, row, tile.first), last - first, S());
+    }
+  }
+};
+
+/// Calls body(tile) for tiles that cover batch x pieces x channels, in parallel. How the channels are cut
+/// depends on the thread count and does not matter to the results: every vector goes its own way.
+template <class T, class Body>
+void for_each_tile(const Layout<T>& layout, const Body& body) {
+  const int64_t vectors = layout.vectors(), rows = layout.piece_rows();
+  const int64_t grain = 1 + 512 / std::max<int64_t>(rows, 1);
+  parallel_for(layout.batch * layout.pieces * vectors, grain, [&](int64_t begin, int64_t end) HWY_ATTR {
+    while (begin < end) {
+      const int64_t piece = begin / vectors % layout.pieces, first_row = piece * rows;
+      const int64_t first = begin % vectors, run = std::min(end - begin, vectors - first);
+      const int64_t tiles = (run + kTileVectors<T> - 1) / kTileVectors<T>,
+                    last = first + (run + tiles - 1) / tiles;
+      body(Tile{begin / vectors / layout.pieces, piece, first_row, std::min(first_row + rows, layout.length),
+                first, last});
+      begin += last - first;
+    }
+    hwy::FlushStream();
+  });
+}
+
+/// Calls body(batch entry, vector) for every vector of channels, in parallel: between two passes over pieces.
+template <class T, class Body>
+void for_each_vector_of_pieces(const Layout<T>& layout, const Body& body) {
+  const int64_t vectors = layout.vectors();
+  parallel_for(layout.batch * vectors, 1 + 64 / layout.pieces, [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; ++at) body(at / vectors, at % vectors);
+  });
+}
+
+/// Copies rows to whole vectors of what is computed with, zeros behind a partial one; `ahead` elements from
+/// here is what comes next.
+template <class S>
+HWY_NOINLINE void pad_rows(const S* from, int64_t stride, int64_t rows, int64_t lanes, int64_t ahead,
+                           Compute<S>* to) {
+  const Tag<Compute<S>> d;
+  for (int64_t row = 0; row < rows; ++row) {
+    prefetch(from + row * stride + ahead);
+    hn::Store(load_lanes(d, from + row * stride, lanes), d, to + row * kLanes<Compute<S>>);
+  }
+}
+
+template <class S>
+HWY_NOINLINE void unpad_rows(const Compute<S>* from, int64_t rows, int64_t lanes, S* to, int64_t stride) {
+  const Tag<Compute<S>> d;
+  for (int64_t row = 0; row < rows; ++row) {
+    store_lanes(d, hn::Load(d, from + row * kLanes<Compute<S>>), to + row * stride, lanes);
+  }
+}
+
+}  // namespace elwise::cpu::HWY_NAMESPACE::ea_series
+HWY_AFTER_NAMESPACE();
+
+#endif
