@@ -22,7 +22,7 @@ constexpr int64_t ea_series_carries(int64_t length, bool causal) {
 /// Where batch and channels make few tasks, the CPU's kernels cut the length in pieces of this many rows,
 /// which they work on side by side: the sums of each piece, a scan of the sums, and each piece from what that
 /// left.
-inline constexpr int64_t kEaSeriesPiece = 2 * kEaSeriesChunk;
+inline constexpr int64_t kEaSeriesPiece = 8 * kEaSeriesChunk;
 
 /// Tasks without a cut: runs of 16 neighbouring channels of one batch entry, a cache line of f32.
 constexpr int64_t ea_series_columns(int64_t batch, int64_t channels) {
