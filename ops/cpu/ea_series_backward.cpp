@@ -96,16 +96,13 @@ class Backward {
 
   /// The total of all pieces' sums, in place of the first one's.
   HWY_ATTR void add_up(int64_t batch, int64_t vector) const {
-    alignas(64) T state[kState];
-    load_sums(batch, 0, vector, state);
-    Sums total;
-    total.load(state);
+    alignas(64) T total[kState], own[kState];
+    load_sums(batch, 0, vector, total);
     for (int64_t piece = 1; piece < layout_.pieces; ++piece) {
-      load_sums(batch, piece, vector, state);
-      total.add(state);
+      load_sums(batch, piece, vector, own);
+      add_rows(own, Sums::kRows, total);
     }
-    total.store(state);
-    store_sums(state, batch, 0, vector);
+    store_sums(total, batch, 0, vector);
   }
 
   HWY_ATTR void keys(const Tile& tile) const {
@@ -147,17 +144,16 @@ class Backward {
       const T* kappa = carry_of(batch, piece * kPieceChunks, vector) + (kCarryRows - 1) * args_.channels;
       return reference_of<T>(load_lanes(Tag<T>(), kappa, layout_.lanes(vector)));
     };
-    Sums behind;
-    behind.clear();
+    alignas(64) T behind[kState] = {};
     for (int64_t piece = layout_.pieces - 1; piece >= 0; --piece) {
-      alignas(64) T own[kState] = {}, state[kState];
+      alignas(64) T own[kState] = {};
       if (piece > 0) load_sums(batch, piece, vector, own);
-      behind.store(state);
-      store_sums(state, batch, piece, vector);
+      store_sums(behind, batch, piece, vector);
       if (piece > 0 && piece + 1 < layout_.pieces) {
-        behind.scale(joining_ratio<T>(reference_before(piece + 1), reference_before(piece)));
+        scale_rows<T>(joining_ratio<T>(reference_before(piece + 1), reference_before(piece)), Sums::kRows,
+                      behind);
       }
-      behind.add(own);
+      add_rows(own, Sums::kRows, behind);
     }
   }
 

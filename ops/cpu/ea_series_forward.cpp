@@ -133,22 +133,21 @@ class Forward {
   /// Causal: the sums of all keys before each piece, in its first carry. Otherwise the total, in the only
   /// one.
   HWY_ATTR void join(int64_t batch, int64_t vector) const {
-    const int64_t lanes = layout_.lanes(vector), first = args_.causal ? 1 : 0;
+    const int64_t first = args_.causal ? 1 : 0;
     alignas(64) T state[kState];
-    start_.read(first_channel(batch, vector), lanes, state);
-    Moments<T, kOrder> total;
-    total.load(state, kLanes<T>, kLanes<T>);
+    start_.read(first_channel(batch, vector), layout_.lanes(vector), state);
     for (int64_t piece = 0; piece < layout_.pieces; ++piece) {
       if (piece >= first) {
-        Moments<T, kOrder> own;
-        own.load(sums_of(batch, piece - first, vector), args_.channels, lanes);
-        own.from_carry_scale();
+        alignas(64) T of_piece[kState];
+        load_carry(sums_of(batch, piece - first, vector), vector, of_piece);
+        Moments<T, kOrder> total, own;
+        total.load(state, kLanes<T>, kLanes<T>);
+        own.load(of_piece, kLanes<T>, kLanes<T>);
         total.merge(own);
+        total.store(state, kLanes<T>, kLanes<T>);
       }
       if (!args_.causal && piece + 1 < layout_.pieces) continue;
-      Moments<T, kOrder> carry = total;
-      carry.to_carry_scale();
-      carry.store(carry_of(batch, args_.causal ? piece * kPieceChunks : 0, vector), args_.channels, lanes);
+      store_carry(state, vector, carry_of(batch, args_.causal ? piece * kPieceChunks : 0, vector));
     }
   }
 
@@ -158,7 +157,7 @@ class Forward {
     for (int64_t vector = tile.first; vector < tile.last; ++vector) {
       T* of_vector = state + (vector - tile.first) * kState;
       if (is_cut) {
-        load_carry(tile.batch, tile.piece * kPieceChunks, vector, of_vector);
+        load_carry(carry_of(tile.batch, tile.piece * kPieceChunks, vector), vector, of_vector);
       } else {
         start_.read(first_channel(tile.batch, vector), layout_.lanes(vector), of_vector);
       }
@@ -186,7 +185,7 @@ class Forward {
     if (layout_.first_visible(tile.batch) == args_.length) return layout_.clear(y_, tile, args_.length);
     alignas(64) T state[kTileVectors<T> * kState];
     for (int64_t vector = tile.first; vector < tile.last; ++vector) {
-      load_carry(tile.batch, 0, vector, state + (vector - tile.first) * kState);
+      load_carry(carry_of(tile.batch, 0, vector), vector, state + (vector - tile.first) * kState);
     }
     for (int64_t row = tile.begin; row < tile.end; row += kBlock) {
       for (int64_t vector = tile.first; vector < tile.last; ++vector) {
@@ -196,23 +195,28 @@ class Forward {
     }
   }
 
-  HWY_ATTR void store_carry(const T* state, int64_t vector, T* to) const {
+  // Functions of their own, and partial vectors by pad_rows: less code, which all orders have.
+
+  HWY_NOINLINE void store_carry(const T* state, int64_t vector, T* to) const {
+    alignas(64) T scaled[kState];
     Moments<T, kOrder> moments;
     moments.load(state, kLanes<T>, kLanes<T>);
     moments.to_carry_scale();
-    moments.store(to, args_.channels, layout_.lanes(vector));
+    moments.store(scaled, kLanes<T>, kLanes<T>);
+    unpad_rows(scaled, kRows, layout_.lanes(vector), to, args_.channels);
   }
 
-  HWY_ATTR void load_carry(int64_t batch, int64_t index, int64_t vector, T* state) const {
+  HWY_NOINLINE void load_carry(const T* from, int64_t vector, T* state) const {
+    pad_rows(from, args_.channels, kRows, layout_.lanes(vector), 0, state);
     Moments<T, kOrder> moments;
-    moments.load(carry_of(batch, index, vector), args_.channels, layout_.lanes(vector));
+    moments.load(state, kLanes<T>, kLanes<T>);
     moments.from_carry_scale();
     moments.store(state, kLanes<T>, kLanes<T>);
   }
 
   /// Rows [begin, end) of one vector, as far as they exist.
   template <bool kAddKeys, bool kAnswerQueries>
-  HWY_ATTR void walk_block(int64_t batch, int64_t begin, int64_t end, int64_t vector, T* state) const {
+  HWY_NOINLINE void walk_block(int64_t batch, int64_t begin, int64_t end, int64_t vector, T* state) const {
     const int64_t rows = std::min(end, args_.length) - begin, lanes = layout_.lanes(vector);
     if (rows <= 0) return;
     const int64_t offset = layout_.offset(batch, begin, vector), stride = args_.channels;

@@ -151,6 +151,24 @@ HWY_NOINLINE void unpad_rows(const Compute<S>* from, int64_t rows, int64_t lanes
   }
 }
 
+/// to += from, for `rows` whole vectors.
+template <class T>
+HWY_NOINLINE void add_rows(const T* from, int64_t rows, T* to) {
+  const Tag<T> d;
+  for (int64_t i = 0; i < rows * kLanes<T>; i += kLanes<T>) {
+    hn::Store(hn::Add(hn::Load(d, to + i), hn::Load(d, from + i)), d, to + i);
+  }
+}
+
+/// to *= factor, likewise.
+template <class T>
+HWY_NOINLINE void scale_rows(Vec<T> factor, int64_t rows, T* to) {
+  const Tag<T> d;
+  for (int64_t i = 0; i < rows * kLanes<T>; i += kLanes<T>) {
+    hn::Store(hn::Mul(hn::Load(d, to + i), factor), d, to + i);
+  }
+}
+
 }  // namespace elwise::cpu::HWY_NAMESPACE::ea_series
 HWY_AFTER_NAMESPACE();
 
