@@ -37,6 +37,7 @@ class Backward {
         stream_(can_stream(args.dq) && can_stream(args.dk) && can_stream(args.dv)) {}
 
   void run() const {
+    if (args_.length == 0) return;  // nothing to write, and no room in partials
     const auto for_each = [this](void (Backward::*part)(const Tile&) const) {
       for_each_tile(layout_, [this, part](const Tile& tile) { (this->*part)(tile); });
     };
