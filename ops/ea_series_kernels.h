@@ -30,8 +30,8 @@ constexpr int64_t ea_series_columns(int64_t batch, int64_t channels) {
 }
 
 /// Pieces of the length. They follow from the shape alone, so that results do too, whatever the threads. Not
-/// causal, a cut costs next to nothing, and 64 threads are to have work. Causal, it costs a first pass over
-/// the rows, about half of the time in all: 64 threads gain where half of them would have nothing to do.
+/// causal, a cut adds no pass over the rows, and 64 threads are to have work. Causal, it adds one: 64 threads
+/// gain where half of them would have nothing to do.
 constexpr int64_t ea_series_pieces(int64_t batch, int64_t length, int64_t channels, bool causal) {
   const int64_t columns = ea_series_columns(batch, channels);
   const bool is_cut = causal ? columns <= 32 && length >= 4096 : columns < 64 && length > kEaSeriesPiece;

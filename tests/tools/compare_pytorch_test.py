@@ -252,17 +252,6 @@ def load_safetensors(path: pathlib.Path) -> dict:
 class Run(unittest.TestCase):
     train_bert_cost = ""
 
-    def test_rows_are_set_against_the_faster_softmax_attention_of_their_dtype(self) -> None:
-        # sa and ea-6 in f32, then both in bf16; compiled is the faster rival in f32, eager in bf16.
-        self.plan(elwise=[10, 10, 5, 4], eager=[40, 50, 12, 50], compiled=[20, 50, 24, 50])
-        run = run_program(*self.sides, "--attention=sa,ea-6", "--dtype=f32,bf16", "--seq-len=8", "--pairs=1")
-        self.assertEqual(run.returncode, 0, run.stderr)
-        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in run.stdout.splitlines()[-4:]]
-        column = [cell.strip() for cell in run.stdout.splitlines()[2].strip("|").split("|")].index(
-            "speed: Elwise / PyTorch's sa")
-        self.assertEqual([" ".join((row[0], row[1], row[column])) for row in rows],
-                         ["sa f32 2.00", "ea-6 f32 2.00", "sa bf16 2.40", "ea-6 bf16 3.00"])
-
     def test_steps_of_generation(self) -> None:
         infer_bert_cost = pathlib.Path(self.train_bert_cost).with_name("infer_bert_cost")
         tiny = [option for option in TINY if not option.startswith("--seq-len")]
