@@ -5,7 +5,6 @@
 #include <map>
 
 #include "core/cost.h"
-#include "core/parallel.h"
 #include "nn/optimizer.h"
 #include "tools/json_lines.h"
 #include "tools/masked_lm_data.h"
@@ -56,6 +55,7 @@ CostResult measure_cost(const CostRequest& request, const std::function<bool(int
                request.batch, " and ", request.length);
   const Device device = request.model.options.device;
   const bool runs = device != kMeta;
+  set_num_threads(request.threads);
   manual_seed(request.seed);
   MaskedLmData data = open_data(request);
   const models::BertForMaskedLm model(request.model);
@@ -146,7 +146,7 @@ nlohmann::ordered_json to_json(const CostRequest& request, const CostResult& res
   json["checkpoint_activations"] = request.checkpoint_layers;
   json["steps"] = result.steps;
   if (request.profile) json["profile"] = to_json(result.profile);
-  json["threads"] = num_threads();
+  json["threads"] = request.threads;
   json["seed"] = request.seed;
   return json;
 }

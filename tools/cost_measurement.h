@@ -6,6 +6,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "core/parallel.h"
 #include "models/bert.h"
 #include "ops/matmul.h"
 #include "tools/kernel_profile.h"
@@ -19,6 +20,7 @@ struct CostRequest {
   int64_t length = 512;
   int64_t steps = 3;
   int64_t warmup = 2;  // AdamW's state comes with the first, the allocator's last memory with the second
+  int threads = num_threads();
   uint64_t seed = 0;
   double learning_rate = 1e-4;
   bool checkpoint_layers = false;
@@ -44,9 +46,9 @@ struct CostResult {
   std::optional<double> floor_ratio() const;
 };
 
-/// Trains the model on masked-language-model batches for warmup + steps steps of AdamW and measures them.
-/// `progress` is called after each step with its number, and ends the run early by returning false. Throws
-/// OutOfMemoryError, and Error for bad sizes.
+/// Trains the model on masked-language-model batches for warmup + steps steps of AdamW and measures them,
+/// with the request's number of threads, which it leaves set. `progress` is called after each step with its
+/// number, and ends the run early by returning false. Throws OutOfMemoryError, and Error for bad sizes.
 CostResult measure_cost(const CostRequest& request, const std::function<bool(int64_t step)>& progress);
 
 /// The JSON object of one measurement; fields that do not apply are null, and all results where no step was

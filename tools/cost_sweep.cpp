@@ -22,6 +22,7 @@ std::vector<std::string> table_row(const CostRequest& request, const CostResult&
   return {request.model.attention.name(),
           std::to_string(request.batch),
           std::to_string(request.length),
+          std::to_string(request.threads),
           number_or_dash(result.step_ms, "{:.0f}"),
           number_or_dash(result.forward_ms, "{:.0f}"),
           number_or_dash(result.backward_ms, "{:.0f}"),
@@ -134,8 +135,8 @@ void CostRun::write(nlohmann::ordered_json line) {
 }
 
 int measure_all(const std::vector<CostRequest>& requests, CostRun& run) {
-  Table table({"attention", "batch", "length", "step ms", "forward", "backward", "optimizer", "tokens/s",
-               "/ floor", "GFLOP", "peak", "activations", "loss"});
+  Table table({"attention", "batch", "length", "threads", "step ms", "forward", "backward", "optimizer",
+               "tokens/s", "/ floor", "GFLOP", "peak", "activations", "loss"});
   int status = kExitOk;
   for (size_t i = 0; i < requests.size() && !run.interrupt.raised(); ++i) {
     const CostRequest& request = requests[i];

@@ -39,7 +39,7 @@ struct Options {
   std::string sweep;  // memory, bs-l, throughput, or empty
   std::string plot;   // a folder
   int64_t confirmations = 1;
-  int threads = num_threads();
+  std::vector<int> threads = {num_threads()};
   bool quiet = false;
   bool no_matmul_floor = false;
   bool tf32 = false;
@@ -99,7 +99,9 @@ void add_options(CLI::App& app, Options& options) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--learning-rate", request.learning_rate, "of AdamW")->check(count)->capture_default_str();
-  app.add_option("--threads", options.threads, "CPU threads")
+  app.add_option("--threads", options.threads, "CPU threads, comma-separated")
+      ->take_all()
+      ->delimiter(',')
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   app.add_option("--seed", request.seed, "of parameters and data")->capture_default_str();
@@ -133,6 +135,9 @@ void apply_sweep(const CLI::App& app, Options& options) {
   if (chosen("--confirm") && !(bs_l && runs)) {
     throw UsageError("confirm: expected --sweep bs-l --device cpu (or cuda) beside it");
   }
+  if (bs_l && options.threads.size() > 1) {
+    throw UsageError("sweep: bs-l asks what fits, with any number of threads; expected one number of them");
+  }
   if (bs_l && runs && !chosen("--memory-budget")) {
     throw UsageError("sweep: bs-l on a device runs steps that need all of --memory-budget; expected one");
   }
@@ -149,7 +154,6 @@ void finish(const CLI::App& app, Options& options) {
   finish_model(options.request.model, options.dtype, options.device);
   for (const std::string& name : options.attentions) parse_attention(name);
   options.request.matmul_floor = !options.no_matmul_floor;
-  set_num_threads(options.threads);
   set_allow_tf32(options.tf32);
   if (!options.memory_budget.empty())
     set_memory_limit(options.request.model.options.device, parse_bytes(options.memory_budget));
@@ -160,20 +164,23 @@ void finish(const CLI::App& app, Options& options) {
   }
 }
 
-/// One request per attention and batch size.
+/// One request per attention, batch size and number of threads.
 std::vector<CostRequest> requests_without_length(const Options& options) {
   std::vector<CostRequest> result;
   for (const int64_t batch : options.batches) {
     for (const std::string& name : options.attentions) {
-      result.push_back(options.request);
-      result.back().model.attention = nn::Mechanism::parse(name);
-      result.back().batch = batch;
+      for (const int threads : options.threads) {
+        result.push_back(options.request);
+        result.back().model.attention = nn::Mechanism::parse(name);
+        result.back().batch = batch;
+        result.back().threads = threads;
+      }
     }
   }
   return result;
 }
 
-/// One request per length, batch size and attention.
+/// One request per length, batch size, attention and number of threads.
 std::vector<CostRequest> configurations(const Options& options, bool all_attentions) {
   std::vector<CostRequest> result;
   for (const int64_t length : options.lengths) {
@@ -191,9 +198,8 @@ int run(const CLI::App& app, Options& options) {
   finish(app, options);
   CostRun run = {.json = JsonLines(options.json), .sweep = options.sweep, .quiet = options.quiet};
   if (!options.quiet) {
-    fmt::print("BERT training steps: {} layers, hidden {}, {} on {}, {} threads\n",
-               options.request.model.layers, options.request.model.hidden, options.dtype, options.device,
-               num_threads());
+    fmt::print("BERT training steps: {} layers, hidden {}, {} on {}\n", options.request.model.layers,
+               options.request.model.hidden, options.dtype, options.device);
   }
   int status;
   if (options.sweep == "bs-l") {

@@ -100,6 +100,7 @@ TEST_CASE("sweeps: wrong flags are one line and exit 2") {
       {"--sweep throughput --device meta", "expected --device cpu"},
       {"--sweep bs-l --seq-len 128", "expected no --seq-len"},
       {"--sweep bs-l --device cpu", "need all of --memory-budget"},
+      {"--sweep bs-l --threads 1,2", "expected one number of them"},
       {"--sweep bs-l --confirm 1", "expected --sweep bs-l --device cpu"},
       {"--confirm 1", "expected --sweep bs-l --device cpu"},
       {"--sweep bs-l --device cpu --memory-budget 1GiB --confirm 0", "--confirm"},

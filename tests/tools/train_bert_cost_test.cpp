@@ -126,11 +126,16 @@ TEST_CASE("the same seed gives the same losses, with any number of threads") {
   const TemporaryFolder folder;
   const auto json = folder / "cost.json";
   std::vector<double> losses;
-  for (const char* options : {"--threads 1 --seed 3", "--threads 2 --seed 3", "--threads 2 --seed 4"}) {
+  std::vector<int> threads;
+  for (const char* options : {"--threads 1,2 --seed 3", "--threads 2 --seed 4"}) {
     CHECK(run(kTiny + "--attention ea-6 --no-matmul-floor " + options + " --json " + json.string()).status ==
           0);
-    losses.push_back(json_lines(json).at(0)["loss_last"].get<double>());
+    for (const nlohmann::json& line : json_lines(json)) {
+      threads.push_back(line["threads"].get<int>());
+      losses.push_back(line["loss_last"].get<double>());
+    }
   }
+  REQUIRE(threads == std::vector{1, 2, 2});
   CHECK(losses[0] == losses[1]);
   CHECK(losses[1] != losses[2]);
 }
@@ -146,6 +151,7 @@ TEST_CASE("bad input: one line that says what is wrong, exit 2 for usage and 1 f
       {"--batch -1", 2, "--batch: expected a number above 0, got -1"},
       {"--hidden 33", 2, "33 is not divisible by 4 heads"},
       {"--dtype f16", 2, "--dtype"},
+      {"--threads 1,0", 2, "--threads"},
       {"--device tpu", 2, "expected cpu, meta"},
       {"--device cuda:99", 1, "no CUDA device: "},
       {"--memory-budget lots", 2, "'lots' is not a size"},
