@@ -65,7 +65,9 @@ Tensor checkpoint(const std::function<Tensor(const std::vector<Tensor>&)>& funct
     gradients.resize(gradients.size() + extra);
     return gradients;
   };
-  return record("checkpoint", recorded, output, replay);
+  record("checkpoint", recorded, std::vector<Tensor>{output}, replay);
+  output.autograd_state()->node->set_reaches_other_leaves();
+  return output;
 }
 
 }  // namespace elwise

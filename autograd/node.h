@@ -24,6 +24,7 @@ struct AutogradState {
   std::shared_ptr<Node> node;       // the op that made the tensor; null for a leaf
   int output = 0;                   // which of the op's outputs it is
   std::vector<GradientHook> hooks;  // of a leaf; an op's outputs keep theirs in the node
+  std::function<void(const Tensor& leaf)> complete_gradient_hook;  // of a leaf
 };
 
 /// A tensor kept for backward. Reading it back fails if it was changed in place since.
@@ -104,6 +105,10 @@ class Node {
 
   void add_hook(int output, GradientHook hook);
 
+  /// Says that the backward function runs a backward() of its own, to leaves that no edge names.
+  void set_reaches_other_leaves() { reaches_other_leaves_ = true; }
+  bool reaches_other_leaves() const { return reaches_other_leaves_; }
+
   /// Runs the hooks and the backward function, then frees what it had saved. Throws Error the second time.
   std::vector<Tensor> run(std::vector<Tensor> gradients, const GradientSums& sums);
 
@@ -113,6 +118,7 @@ class Node {
   std::vector<Edge> edges_;
   std::vector<std::vector<GradientHook>> hooks_;  // per output
   BackwardFunction function_;                     // empty once it has run
+  bool reaches_other_leaves_ = false;
 };
 
 /// True where an op on these inputs must be recorded: recording is on and an input requires its gradient.

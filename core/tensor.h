@@ -95,6 +95,13 @@ class Tensor {
   /// Calls `hook` with the gradient of this tensor once backward() has its final value; a defined result
   /// replaces it and must have its shape and dtype. Throws Error unless requires_grad().
   void register_hook(std::function<Tensor(const Tensor& gradient)> hook) const;
+  /// For a leaf: each backward() that adds to its grad() calls `hook` with it once that gradient is complete,
+  /// as no op that has yet to run can add to it. The hook may change the leaf and clear its gradient, which
+  /// frees the memory while others are still to come. A graph with a checkpoint(), whose leaves are unknown
+  /// before it runs, has its hooks called after the last one or at the end. An empty hook takes the present
+  /// one away. Throws Error for a second hook, and for the result of a recorded op.
+  void set_complete_gradient_hook(std::function<void(const Tensor& leaf)> hook) const;
+  bool has_complete_gradient_hook() const;
 
   std::shared_ptr<AutogradState>& autograd_state() const { return impl().autograd; }
 

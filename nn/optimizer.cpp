@@ -13,7 +13,13 @@ constexpr const char *kStepsSuffix = ".steps", *kMasterSuffix = ".master";
 Optimizer::Optimizer(const Module& module, double learning_rate, std::vector<std::string> moments)
     : learning_rate_(learning_rate), moments_(std::move(moments)) {
   for (const auto& [name, parameter] : module.named_parameters())
-    slots_.push_back({name, parameter, {}, {}, 0});
+    slots_.push_back({.name = name, .parameter = parameter});
+}
+
+Optimizer::~Optimizer() {
+  for (const Slot& slot : slots_) {
+    if (slot.in_backward) slot.parameter.set_complete_gradient_hook({});
+  }
 }
 
 void Optimizer::make_state(Slot& slot) const {
@@ -32,14 +38,26 @@ std::vector<std::pair<std::string, Tensor>> Optimizer::named_state(const Slot& s
   return result;
 }
 
+void Optimizer::step(Slot& slot) {
+  const Tensor gradient = slot.parameter.grad();
+  if (!gradient.defined()) return;
+  if (slot.steps++ == 0) make_state(slot);
+  update(slot.parameter, gradient, slot.state, slot.master, slot.steps);
+}
+
 void Optimizer::step() {
   const NoGradGuard no_grad;
   ++steps_;
-  for (Slot& slot : slots_) {
-    const Tensor gradient = slot.parameter.grad();
-    if (!gradient.defined()) continue;
-    if (slot.steps++ == 0) make_state(slot);
-    update(slot.parameter, gradient, slot.state, slot.master, slot.steps);
+  for (Slot& slot : slots_) step(slot);
+}
+
+void Optimizer::step_in_backward() {
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    slots_[i].parameter.set_complete_gradient_hook([this, i](const Tensor& parameter) {
+      step(slots_[i]);
+      parameter.set_grad({});
+    });
+    slots_[i].in_backward = true;
   }
 }
 
@@ -108,7 +126,12 @@ void Sgd::update(const Tensor& parameter, const Tensor& gradient, const std::vec
 
 double clip_gradient_norm(const Module& module, double max_norm) {
   std::vector<Tensor> gradients;
-  for (const Tensor& parameter : module.parameters()) gradients.push_back(parameter.grad());
+  for (const Tensor& parameter : module.parameters()) {
+    ELWISE_CHECK(!parameter.has_complete_gradient_hook(),
+                 "clip_gradient_norm: expected gradients to last until the step, but an optimizer steps in "
+                 "backward");
+    gradients.push_back(parameter.grad());
+  }
   return elwise::clip_gradient_norm(gradients, max_norm);
 }
 

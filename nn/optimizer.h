@@ -16,10 +16,19 @@ namespace elwise::nn {
 /// written to such a parameter by other hands after its first step is lost at its next.
 class Optimizer {
  public:
-  virtual ~Optimizer() = default;
+  virtual ~Optimizer();
+  Optimizer(const Optimizer&) = delete;
+  Optimizer& operator=(const Optimizer&) = delete;
 
   /// One step with the current learning rate.
   void step();
+  /// From now on backward() steps each parameter as soon as its gradient is complete, and frees the gradient:
+  /// no more than a few exist at a time. Parameters change as they would otherwise, and the loop stays what
+  /// it is: set the learning rate before backward(), and call step(), which counts and steps what still has a
+  /// gradient. A parameter steps in each backward(), so gradients of several cannot be added up, and there is
+  /// no clip_gradient_norm. Under checkpoint() gradients wait for the end. Throws Error where another
+  /// optimizer does so with one of the parameters.
+  void step_in_backward();
   void zero_grad();
 
   double learning_rate() const { return learning_rate_; }
@@ -47,11 +56,13 @@ class Optimizer {
   struct Slot {
     std::string name;
     Tensor parameter;
-    std::vector<Tensor> state;  // empty until the first gradient
-    Tensor master;              // likewise, and but for bf16
+    std::vector<Tensor> state = {};  // empty until the first gradient
+    Tensor master = {};              // likewise, and but for bf16
     int64_t steps = 0;  // updates so far: as in PyTorch, bias corrections count from the first gradient
+    bool in_backward = false;
   };
   void make_state(Slot& slot) const;
+  void step(Slot& slot);
   /// The slot's state by its saved names.
   std::vector<std::pair<std::string, Tensor>> named_state(const Slot& slot) const;
 
@@ -85,7 +96,7 @@ class Sgd : public Optimizer {
 };
 
 /// Scales the gradients of all parameters so that their joint norm is at most max_norm; returns the norm
-/// before.
+/// before. Throws Error under Optimizer::step_in_backward().
 double clip_gradient_norm(const Module& module, double max_norm);
 
 }  // namespace elwise::nn

@@ -124,6 +124,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--no-compile", action="store_true", help="leave torch.compile out")
     add("--optimizer", choices=["fused", "foreach", "single"], default="fused",
         help="PyTorch's implementation of AdamW (default: fused, the fastest)")
+    add("--step-in-backward", action="store_true",
+        help="step each parameter in backward, on both sides, and free its gradient: less memory")
     add("--malloc", choices=["keep", "default"], default="keep",
         help="keep: PyTorch's process keeps freed memory, which is faster; default: glibc's settings (default: keep)")
     add("--json", help="write one JSON object per measurement to this file")
@@ -139,6 +141,7 @@ def parse_arguments() -> argparse.Namespace:
         if "ea" in options.attention or options.device != "cpu":
             parser.error("generate: expected sa or ea-N on the CPU: PyTorch's half has no other step")
         options.no_compile = options.causal = True
+        options.step_in_backward = False
     return options
 
 
@@ -150,7 +153,7 @@ def work(options: argparse.Namespace) -> None:
     config = Config(options.attention[0], length, options.batch[0], options.causal, options.layers, options.hidden,
                     options.heads, options.intermediate, options.vocab, max(length, LEARNED_POSITIONS))
     run = Run(options.worker == "compiled", options.optimizer, options.steps, options.warmup, options.threads,
-              options.dtype[0], options.seed, options.device, options.tf32)
+              options.dtype[0], options.seed, options.device, options.tf32, options.step_in_backward)
     try:
         result = measure(config, run)
     except Exception as error:  # whatever PyTorch raises: its message may end in advice, its first line says what
@@ -215,7 +218,8 @@ def measure_side(side: str, configuration: Configuration, options: argparse.Name
         command += ["--attention", configuration.attention, length, str(configuration.length), "--batch",
                     str(configuration.batch), "--dtype", configuration.dtype, "--json", str(result)]
         if not options.generate:
-            command += ["--causal"] * options.causal + ["--tf32"] * options.tf32
+            for flag in ("causal", "tf32", "step_in_backward"):
+                command += [f"--{flag.replace('_', '-')}"] * getattr(options, flag)
         warmup = ["warmup"] * (not options.generate or side != "elwise")
         for name in (*MODEL_SIZES, "device", "steps", "threads", "seed", *warmup):
             command += [f"--{name}", str(getattr(options, name))]

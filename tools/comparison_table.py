@@ -78,13 +78,14 @@ def table(configurations: list[Configuration], compiled: bool, place: str) -> st
 def describe(options: argparse.Namespace, version: str, configurations: list[Configuration]) -> str:
     """What holds for the whole table, in one line."""
     causal = ", causal" if options.causal else ""
+    in_backward = ", in backward" * options.step_in_backward
+    optimizer = "a step of generation" if options.generate else f"AdamW: {options.optimizer}{in_backward}"
     if options.device != "cpu":
-        return (f"PyTorch {version}, {options.device}{', TF32' * options.tf32}{causal}; AdamW: "
-                f"{options.optimizer}; peak: of tensors; medians of {options.pairs} pairs of {options.steps} steps")
+        return (f"PyTorch {version}, {options.device}{', TF32' * options.tf32}{causal}; {optimizer}; peak: of "
+                f"tensors; medians of {options.pairs} pairs of {options.steps} steps")
     bare = [value for configuration in configurations
             if (value := configuration.median("eager", "after_import_rss_bytes"))]
     without_model = f" ({gibibytes(statistics.median(bare))} of PyTorch's after its import)" if bare else ""
-    optimizer = "a step of generation" if options.generate else f"AdamW: {options.optimizer}"
     return (f"PyTorch {version}, {options.threads} threads{causal}; {optimizer}; "
             f"malloc: {options.malloc}; peak: of the whole process{without_model}; medians of {options.pairs} pairs of "
             f"{options.steps} steps")

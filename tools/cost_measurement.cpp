@@ -60,6 +60,7 @@ CostResult measure_cost(const CostRequest& request, const std::function<bool(int
   MaskedLmData data = open_data(request);
   const models::BertForMaskedLm model(request.model);
   nn::Adam optimizer(model, AdamKind::adamw, {.lr = request.learning_rate, .weight_decay = 0.01});
+  if (request.step_in_backward) optimizer.step_in_backward();
 
   CostResult result{.parameters = model.parameter_count()};
   StepTimes times;
@@ -144,6 +145,7 @@ nlohmann::ordered_json to_json(const CostRequest& request, const CostResult& res
   json["loss_first"] = value_or_null(result.loss_first);
   json["loss_last"] = value_or_null(result.loss_last);
   json["checkpoint_activations"] = request.checkpoint_layers;
+  json["step_in_backward"] = request.step_in_backward;
   json["steps"] = result.steps;
   if (request.profile) json["profile"] = to_json(result.profile);
   json["threads"] = request.threads;

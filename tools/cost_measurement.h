@@ -24,9 +24,10 @@ struct CostRequest {
   uint64_t seed = 0;
   double learning_rate = 1e-4;
   bool checkpoint_layers = false;
-  bool matmul_floor = true;    // measure it
-  bool profile = false;        // time each kernel too; slows the step by the roofline measured after it
-  std::filesystem::path text;  // empty: synthetic tokens
+  bool step_in_backward = false;  // AdamW's time is then part of backward's
+  bool matmul_floor = true;       // measure it
+  bool profile = false;           // time each kernel too; slows the step by the roofline measured after it
+  std::filesystem::path text;     // empty: synthetic tokens
 };
 
 /// What a training step costs. Times are medians over the measured steps; on meta, where nothing runs, they

@@ -11,6 +11,7 @@ import re
 import resource
 import statistics
 import time
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -212,6 +213,7 @@ class Run:
     seed: int = 0
     device: str = "cpu"
     tf32: bool = False
+    step_in_backward: bool = False
 
 
 # bf16: parameters, gradients and AdamW's moments too, without f32 master weights. It is the faster of PyTorch's two
@@ -219,9 +221,21 @@ class Run:
 DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16}
 
 
-def adamw(model: nn.Module, implementation: str) -> torch.optim.AdamW:
+def adamw(parameters: Iterable[nn.Parameter], implementation: str) -> torch.optim.AdamW:
     choice = {"fused": {"fused": True}, "foreach": {"foreach": True}, "single": {"foreach": False}}
-    return torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, **choice[implementation])
+    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01, **choice[implementation])
+
+
+def step_in_backward(model: nn.Module, implementation: str) -> None:
+    """Gives each parameter an optimizer of its own, which steps once the gradient is there and frees it."""
+    for parameter in model.parameters():
+        optimizer = adamw([parameter], implementation)
+
+        def step(_: torch.Tensor, optimizer: torch.optim.AdamW = optimizer) -> None:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        parameter.register_post_accumulate_grad_hook(step)
 
 
 def measure(config: Config, run: Run) -> dict[str, object]:
@@ -241,7 +255,9 @@ def measure(config: Config, run: Run) -> dict[str, object]:
 
     generator = torch.Generator().manual_seed(run.seed)
     model = BertForMaskedLm(config).to(run.device).train()
-    optimizer = adamw(model, run.optimizer)
+    optimizer = None if run.step_in_backward else adamw(model.parameters(), run.optimizer)
+    if optimizer is None:
+        step_in_backward(model, run.optimizer)
     loss_of = torch.compile(model, dynamic=False) if run.compiled else model
     times: list[tuple[float, ...]] = []
     losses: list[float] = []
@@ -252,8 +268,9 @@ def measure(config: Config, run: Run) -> dict[str, object]:
         forward = now()
         loss.backward()
         backward = now()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         end = now()
         times.append((end - start, forward - start, backward - forward, end - backward))
         losses.append(loss.item())

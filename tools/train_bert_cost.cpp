@@ -107,6 +107,9 @@ void add_options(CLI::App& app, Options& options) {
   app.add_option("--seed", request.seed, "of parameters and data")->capture_default_str();
   app.add_flag("--checkpoint-activations", request.checkpoint_layers,
                "recompute each layer's activations in backward");
+  app.add_flag("--step-in-backward", request.step_in_backward,
+               "step each parameter in backward, as soon as its gradient is complete, and free the gradient; "
+               "backward's time then includes the optimizer's");
   app.add_option("--memory-budget", options.memory_budget,
                  "most memory to use, such as 24GiB; what needs more is reported, not run (default on cpu: "
                  "what it has left)");

@@ -1,5 +1,8 @@
 #include <doctest/doctest.h>
 
+#include <algorithm>
+
+#include "autograd/checkpoint.h"
 #include "ops/elementwise.h"
 #include "ops/norm.h"
 #include "ops/reduce.h"
@@ -105,6 +108,69 @@ TEST_CASE("a hook needs a tensor that requires its gradient") {
   const Tensor x = from_vector<double>({1}, {1});
   check_error([&] { x.register_hook([](const Tensor&) { return Tensor(); }); },
               "register_hook: expected a tensor that requires its gradient");
+}
+
+/// A hook that appends each leaf's gradient to `seen`, and clears it.
+auto take(std::vector<Values>& seen) {
+  return [&seen](const Tensor& leaf) {
+    seen.push_back(values_of(leaf.grad()));
+    leaf.set_grad({});
+  };
+}
+
+TEST_CASE("a complete gradient's hook runs once in each backward, as early as can be") {
+  const Tensor early = leaf({2}, {1}), late = leaf({3}, {1}), unused = leaf({4}, {1});
+  std::vector<Values> seen;
+  for (const Tensor& each : {early, late, unused}) each.set_complete_gradient_hook(take(seen));
+  for (int run = 0; run < 2; ++run) {
+    const Tensor first = mul(late, 5), second = mul(first, late);
+    Values of_late_so_far;
+    second.register_hook([&](const Tensor&) {
+      of_late_so_far = seen.back();
+      return Tensor();
+    });
+    seen.clear();
+    mul(mul(second, early), early).backward();  // 5 late^2 early^2
+    CHECK(of_late_so_far == Values{180});       // early's, as its last use is above `second`
+    CHECK(seen == std::vector<Values>{{180}, {120}});
+    CHECK_FALSE(late.grad().defined());
+  }
+  late.set_complete_gradient_hook({});
+  mul(late, 7).backward();
+  CHECK(seen.size() == 2);
+  CHECK(values_of(late.grad()) == Values{7});
+}
+
+TEST_CASE("a complete gradient's hook sees what gradient hooks made, and earlier gradients that are left") {
+  const Tensor x = leaf({3}, {1});
+  x.set_grad(from_vector<double>({100}, {1}));
+  x.register_hook([](const Tensor& gradient) { return mul(gradient, 2); });
+  std::vector<Values> seen;
+  x.set_complete_gradient_hook(take(seen));
+  mul(x, x).backward();
+  x.backward(from_vector<double>({7}, {1}));
+  CHECK(seen == std::vector<Values>{{112}, {14}});
+}
+
+TEST_CASE("a complete gradient's hook waits for checkpoints, whose leaves no edge names") {
+  const Tensor x = leaf({2}, {1}), inner = leaf({3}, {1});
+  std::vector<Values> seen;
+  for (const Tensor& each : {x, inner}) each.set_complete_gradient_hook(take(seen));
+  const auto block = [&](const std::vector<Tensor>& inputs) { return mul(inputs[0], mul(inner, inner)); };
+  const Tensor y = checkpoint(block, {checkpoint(block, {x})});  // x inner^4
+  mul(y, inner).backward();
+  std::ranges::sort(seen);
+  CHECK(seen == std::vector<Values>{{243}, {810}});
+}
+
+TEST_CASE("a complete gradient's hook needs a leaf that has none") {
+  const Tensor x = leaf({1}, {1});
+  std::vector<Values> seen;
+  x.set_complete_gradient_hook(take(seen));
+  check_error([&] { x.set_complete_gradient_hook(take(seen)); },
+              "set_complete_gradient_hook: expected a leaf without one, such as another optimizer's");
+  check_error([&] { mul(x, 2).set_complete_gradient_hook(take(seen)); },
+              "set_complete_gradient_hook: expected a leaf, got the result of a recorded op");
 }
 
 TEST_CASE("a replacement of another shape or dtype is an error") {

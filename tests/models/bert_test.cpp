@@ -54,10 +54,11 @@ struct StepResult {
 
 /// Three AdamW steps; the memory and FLOPs of the last.
 StepResult train(const models::BertConfig& config, int64_t batch, int64_t length,
-                 bool checkpoint_layers = false) {
+                 bool checkpoint_layers = false, bool step_in_backward = false) {
   manual_seed(7);
   const models::BertForMaskedLm model(config);
   nn::Adam optimizer(model, AdamKind::adamw, {.lr = 1e-3});
+  if (step_in_backward) optimizer.step_in_backward();
   const Device device = config.options.device;
   double flops = 0;
   for (int step = 0; step < 3; ++step) {
@@ -155,6 +156,22 @@ TEST_CASE("checkpointed layers train to the same bits in less memory") {
     };
     CHECK(activations(true) < activations(false) / 4);
   }
+}
+
+TEST_CASE("steps in backward train to the same bits, and gradients then take a fraction of the memory") {
+  for (const char* attention : {"sa", "aft", "ea-6"}) {
+    for (const bool checkpointed : {false, true}) {
+      const StepResult in_backward = train(tiny(attention), 2, 33, checkpointed, true);
+      CHECK(in_backward.parameters == train(tiny(attention), 2, 33, checkpointed).parameters);
+      CHECK(in_backward.memory.total.peak ==
+            train(tiny(attention, kMeta), 2, 33, checkpointed, true).memory.total.peak);
+    }
+  }
+  const models::BertConfig base{.attention = nn::Mechanism::parse("ea-6"), .options = {.device = kMeta}};
+  const auto gradients = [&](bool in_backward) {
+    return train(base, 1, 512, false, in_backward).memory[MemoryTag::gradients].peak;
+  };
+  CHECK(gradients(true) < gradients(false) / 3);  // the token table's, which backward ends with, is a fifth
 }
 
 TEST_CASE("EA-series memory hardly depends on the order and is linear in the length") {

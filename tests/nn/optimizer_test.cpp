@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "ops/elementwise.h"
+#include "ops/reduce.h"
 #include "ops/view.h"
 #include "tests/support/naive_optimizer.h"
 #include "tests/support/op_test.h"
@@ -261,6 +262,28 @@ TEST_CASE("clipping scales all gradients to the norm and returns what it was") {
   model.bias.set_grad({});
   CHECK(clip_gradient_norm(model, 1) == 0);
   check_error([&] { clip_gradient_norm(model, 0); }, "clip_gradient_norm: expected max_norm > 0, got 0");
+}
+
+TEST_CASE("an optimizer that steps in backward leaves the parameters as it found them when it goes") {
+  Model model;
+  {
+    Adam optimizer(model, AdamKind::adamw, {.lr = 0.1});
+    optimizer.step_in_backward();
+    check_error([&] { Sgd(model).step_in_backward(); },
+                "set_complete_gradient_hook: expected a leaf without one, such as another optimizer's");
+    check_error(
+        [&] { clip_gradient_norm(model, 1); },
+        "clip_gradient_norm: expected gradients to last until the step, but an optimizer steps in backward");
+    const Values before = values_of(model.weight);
+    sum(model.weight).backward();
+    optimizer.step();
+    CHECK(optimizer.steps() == 1);
+    CHECK(optimizer.state().at("weight.steps").item() == 1);
+    CHECK_FALSE(model.weight.grad().defined());
+    CHECK(values_of(model.weight) != before);
+  }
+  sum(model.weight).backward();
+  CHECK(values_of(model.weight.grad()) == Values(6, 1));
 }
 
 /// One parameter of 1: bf16 holds nothing between it and 1 - 2^-8.

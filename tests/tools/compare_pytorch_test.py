@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import unittest
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "tools/compare_pytorch.py"
@@ -261,18 +262,27 @@ class Run(unittest.TestCase):
         self.assertEqual(sum(line.startswith(("| sa", "| ea-6")) for line in run.stdout.splitlines()), 4)
         self.assertNotIn("fails", run.stdout)
 
-    def test_both_sides(self) -> None:
+    def compare(self, *options: str) -> list[dict[str, Any]]:
+        """The measurements of one pair, without torch.compile."""
         with tempfile.TemporaryDirectory() as folder:
             log = pathlib.Path(folder) / "log.json"
-            run = run_program(*TINY, "--train-bert-cost", self.train_bert_cost, "--attention=sa,ea,ea-6", "--causal",
-                              "--pairs=1", "--no-compile", "--json", log)
+            run = run_program(*TINY, "--train-bert-cost", self.train_bert_cost, *options, "--pairs=1", "--no-compile",
+                              "--json", log)
             self.assertEqual(run.returncode, 0, run.stderr)
-            lines = [json.loads(line) for line in log.read_text().splitlines()]
+            self.assertNotIn("fails", run.stdout)
+            return [json.loads(line) for line in log.read_text().splitlines()]
+
+    def test_both_sides(self) -> None:
+        lines = self.compare("--attention=sa,ea,ea-6", "--causal")
         self.assertEqual([line["side"] for line in lines], ["elwise", "eager"] * 3)
         self.assertEqual(len({line["parameters"] for line in lines}), 1)
         for line in lines:
             self.assertAlmostEqual(line["loss_first"], 5.7, delta=0.3)  # log 300, of a model that knows nothing
-        self.assertNotIn("fails", run.stdout)
+
+    def test_steps_in_backward_change_no_loss(self) -> None:
+        options = ("--attention=ea-6", "--steps=4")
+        after, within = self.compare(*options), self.compare(*options, "--step-in-backward")
+        self.assertEqual([line["loss_last"] for line in within], [line["loss_last"] for line in after])
 
 
 def main() -> None:

@@ -140,6 +140,20 @@ TEST_CASE("the same seed gives the same losses, with any number of threads") {
   CHECK(losses[1] != losses[2]);
 }
 
+TEST_CASE("--step-in-backward changes no loss and holds fewer gradients") {
+  const TemporaryFolder folder;
+  const auto json = folder / "cost.json";
+  std::vector<nlohmann::json> lines;
+  for (const char* option : {"", " --step-in-backward"}) {
+    CHECK(run(kTiny + "--attention ea-6 --no-matmul-floor" + option + " --json " + json.string()).status ==
+          0);
+    lines.push_back(json_lines(json).at(0));
+  }
+  CHECK(lines[1]["step_in_backward"] == true);
+  CHECK(lines[1]["loss_last"] == lines[0]["loss_last"]);
+  CHECK(lines[1]["gradient_bytes"].get<int64_t>() < lines[0]["gradient_bytes"].get<int64_t>() / 2);
+}
+
 TEST_CASE("bad input: one line that says what is wrong, exit 2 for usage and 1 for a failure") {
   const TemporaryFolder folder;
   const std::string empty = folder.write("empty.txt", "").string();
