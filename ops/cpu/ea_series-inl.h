@@ -166,17 +166,6 @@ struct Moments {
     }
   }
 
-  /// A carry's moments have the factor exp(kappa^2), be kappa large or small.
-  HWY_INLINE void to_carry_scale() {
-    const Vec<T> factor = Exp(Tag<T>(), hn::Mul(kappa, kappa));
-    scale(hn::IfThenElse(hn::Eq(kappa, reference), constant<T>(1), factor));
-  }
-
-  HWY_INLINE void from_carry_scale() {
-    const Vec<T> factor = ExpNonPositive(Tag<T>(), hn::Neg(hn::Mul(kappa, kappa)));
-    scale(hn::IfThenElse(hn::Eq(kappa, reference), constant<T>(1), factor));
-  }
-
   /// No sums yet, and the kappa of `stored`, to be joined later.
   HWY_INLINE void start_after(const T* stored) {
 #pragma GCC unroll 17
@@ -193,19 +182,6 @@ struct Moments {
     for (int n = 0; n <= kOrder; ++n) {
       s[n] = hn::MulAdd(hn::Load(d, stored + n * kLanes<T>), factor, s[n]);
       z[n] = hn::MulAdd(hn::Load(d, stored + (kOrder + 1 + n) * kLanes<T>), factor, z[n]);
-    }
-  }
-
-  /// Adds the sums of other keys.
-  HWY_INLINE void merge(const Moments& other) {
-    const Vec<T> before = reference;
-    set_kappa(hn::Min(kappa, other.kappa));
-    scale(joining_ratio<T>(reference, before));
-    const Vec<T> factor = joining_ratio<T>(reference, other.reference);
-#pragma GCC unroll 17
-    for (int n = 0; n <= kOrder; ++n) {
-      s[n] = hn::MulAdd(other.s[n], factor, s[n]);
-      z[n] = hn::MulAdd(other.z[n], factor, z[n]);
     }
   }
 
@@ -261,9 +237,9 @@ HWY_INLINE Vec<T> answer(const Moments<T, kOrder>& moments, Vec<T> q) {
   return answer_large_query<T, kOrder>(stored, q);
 }
 
-/// Calls function.template operator()<kOrder>() for an even order.
+/// The result of function.template operator()<kOrder>(), for an even order.
 template <class Function>
-void dispatch_order(int order, const Function& function) {
+auto dispatch_order(int order, const Function& function) {
   switch (order) {
     case 0:
       return function.template operator()<0>();

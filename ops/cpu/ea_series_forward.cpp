@@ -63,191 +63,23 @@ HWY_INLINE void walk_rows(const ForwardRows<T> rows, int64_t begin, int64_t end,
   }
 }
 
-template <class S, int kOrder>
-class Forward {
-  template <class, int>
-  friend class Forward;
-  using T = Compute<S>;
+/// The ways down a block of rows of one vector of channels, for one order. `state` is as Moments stores it.
+template <class T>
+struct ForwardWalks {
+  using Walk = void (*)(const ForwardRows<T>& block, T* state);
+  Walk causal;
+  Walk add_keys;
+  Walk answer_queries;
+};
 
+template <class T, int kOrder>
+class ForwardRowsOfOrder {
  public:
-  explicit Forward(const EaSeriesForward& args)
-      : args_(args),
-        layout_(Layout<T>::of(args)),
-        q_(static_cast<const S*>(args.q)),
-        k_(static_cast<const S*>(args.k)),
-        v_(static_cast<const S*>(args.v)),
-        y_(static_cast<S*>(args.y)),
-        carry_(static_cast<T*>(args.carry)),
-        partials_(static_cast<T*>(args.partials)),
-        start_(args.state),
-        stream_(may_stream<S>(y_, args.batch * args.length, args.channels)) {}
-
-  void run() const {
-    const bool is_cut = layout_.pieces > 1;
-    if (is_cut || !args_.causal) for_each_tile(layout_, [this](const Tile& tile) { sum_keys(tile); });
-    if (is_cut) {
-      for_each_vector_of_pieces(layout_, [this](int64_t batch, int64_t vector) { join(batch, vector); });
-    }
-    for_each_tile(layout_, [this](const Tile& tile) { args_.causal ? causal(tile) : bidirectional(tile); });
+  static constexpr ForwardWalks<T> walks() {
+    return {&walk_causal, &walk_vector<true, false>, &walk_vector<false, true>};
   }
 
  private:
-  static constexpr int64_t kRows = Moments<T, kOrder>::kRows;
-  static constexpr int64_t kState = kRows * kLanes<T>;
-
-  int64_t first_channel(int64_t batch, int64_t vector) const {
-    return batch * args_.channels + vector * kLanes<T>;
-  }
-
-  T* carry_of(int64_t batch, int64_t index, int64_t vector) const {
-    const int64_t carries = ea_series_carries(args_.length, args_.causal);
-    return carry_ + layout_.set_offset(batch, carries, index, kRows, vector);
-  }
-
-  /// Where a piece's own sums wait to be joined. Causal: in the carry that they will be part of, that of the
-  /// next piece.
-  T* sums_of(int64_t batch, int64_t piece, int64_t vector) const {
-    if (args_.causal) return carry_of(batch, (piece + 1) * kPieceChunks, vector);
-    if (layout_.pieces == 1) return carry_of(batch, 0, vector);
-    return partials_ + layout_.set_offset(batch, ea_series_chunks(args_.length), piece, kRows, vector);
-  }
-
-  HWY_ATTR void sum_keys(const Tile& tile) const {
-    if (args_.causal && tile.piece + 1 == layout_.pieces) return;
-    const ChannelStates<T, kOrder> none({});
-    alignas(64) T state[kTileVectors<T> * kState];
-    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
-      none.read(0, 0, state + (vector - tile.first) * kState);
-    }
-    for (int64_t row = tile.begin; row < tile.end; row += kBlock) {
-      for (int64_t vector = tile.first; vector < tile.last; ++vector) {
-        walk_block<true, false>(tile.batch, row, row + kBlock, vector,
-                                state + (vector - tile.first) * kState);
-      }
-    }
-    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
-      store_carry(state + (vector - tile.first) * kState, vector, sums_of(tile.batch, tile.piece, vector));
-    }
-  }
-
-  /// Causal: the sums of all keys before each piece, in its first carry. Otherwise the total, in the only
-  /// one.
-  HWY_ATTR void join(int64_t batch, int64_t vector) const {
-    const int64_t first = args_.causal ? 1 : 0;
-    alignas(64) T state[kState];
-    start_.read(first_channel(batch, vector), layout_.lanes(vector), state);
-    for (int64_t piece = 0; piece < layout_.pieces; ++piece) {
-      if (piece >= first) {
-        alignas(64) T of_piece[kState];
-        load_carry(sums_of(batch, piece - first, vector), vector, of_piece);
-        Moments<T, kOrder> total, own;
-        total.load(state, kLanes<T>, kLanes<T>);
-        own.load(of_piece, kLanes<T>, kLanes<T>);
-        total.merge(own);
-        total.store(state, kLanes<T>, kLanes<T>);
-      }
-      if (!args_.causal && piece + 1 < layout_.pieces) continue;
-      store_carry(state, vector, carry_of(batch, args_.causal ? piece * kPieceChunks : 0, vector));
-    }
-  }
-
-  HWY_ATTR void causal(const Tile& tile) const {
-    alignas(64) T state[kTileVectors<T> * kState];
-    const bool is_cut = layout_.pieces > 1;
-    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
-      T* of_vector = state + (vector - tile.first) * kState;
-      if (is_cut) {
-        load_carry(carry_of(tile.batch, tile.piece * kPieceChunks, vector), vector, of_vector);
-      } else {
-        start_.read(first_channel(tile.batch, vector), layout_.lanes(vector), of_vector);
-      }
-    }
-    // Z_0 is positive, or NaN, as soon as there is a key, and then so in all channels.
-    const bool is_empty = state[(kOrder + 1) * kLanes<T>] == T(0);
-    const int64_t first_row = is_empty ? layout_.first_visible(tile.batch) : 0;
-    layout_.clear(y_, tile, first_row);
-    for (int64_t row = tile.begin; row < tile.end; row += kBlock) {
-      const bool has_carry = row % kEaSeriesChunk == 0 && !(is_cut && row == tile.begin);
-      for (int64_t vector = tile.first; vector < tile.last; ++vector) {
-        T* of_vector = state + (vector - tile.first) * kState;
-        if (has_carry) store_carry(of_vector, vector, carry_of(tile.batch, row / kEaSeriesChunk, vector));
-        walk_block<true, true>(tile.batch, std::max(row, first_row), row + kBlock, vector, of_vector);
-      }
-    }
-    if (tile.end < args_.length) return;
-    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
-      start_.write(first_channel(tile.batch, vector), layout_.lanes(vector),
-                   state + (vector - tile.first) * kState);
-    }
-  }
-
-  HWY_ATTR void bidirectional(const Tile& tile) const {
-    if (layout_.first_visible(tile.batch) == args_.length) return layout_.clear(y_, tile, args_.length);
-    alignas(64) T state[kTileVectors<T> * kState];
-    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
-      load_carry(carry_of(tile.batch, 0, vector), vector, state + (vector - tile.first) * kState);
-    }
-    for (int64_t row = tile.begin; row < tile.end; row += kBlock) {
-      for (int64_t vector = tile.first; vector < tile.last; ++vector) {
-        walk_block<false, true>(tile.batch, row, row + kBlock, vector,
-                                state + (vector - tile.first) * kState);
-      }
-    }
-  }
-
-  // Functions of their own, and partial vectors by pad_rows: less code, which all orders have.
-
-  HWY_NOINLINE void store_carry(const T* state, int64_t vector, T* to) const {
-    alignas(64) T scaled[kState];
-    Moments<T, kOrder> moments;
-    moments.load(state, kLanes<T>, kLanes<T>);
-    moments.to_carry_scale();
-    moments.store(scaled, kLanes<T>, kLanes<T>);
-    unpad_rows(scaled, kRows, layout_.lanes(vector), to, args_.channels);
-  }
-
-  HWY_NOINLINE void load_carry(const T* from, int64_t vector, T* state) const {
-    pad_rows(from, args_.channels, kRows, layout_.lanes(vector), 0, state);
-    Moments<T, kOrder> moments;
-    moments.load(state, kLanes<T>, kLanes<T>);
-    moments.from_carry_scale();
-    moments.store(state, kLanes<T>, kLanes<T>);
-  }
-
-  /// Rows [begin, end) of one vector, as far as they exist.
-  template <bool kAddKeys, bool kAnswerQueries>
-  HWY_NOINLINE void walk_block(int64_t batch, int64_t begin, int64_t end, int64_t vector, T* state) const {
-    const int64_t rows = std::min(end, args_.length) - begin, lanes = layout_.lanes(vector);
-    if (rows <= 0) return;
-    const int64_t offset = layout_.offset(batch, begin, vector), stride = args_.channels;
-    const bool* visible = layout_.visible(batch, begin);
-    const int64_t ahead = begin + rows + kBlock <= args_.length ? kBlock * stride : 0;
-    if constexpr (std::is_same_v<S, T>) {
-      if (lanes == kLanes<T>) {
-        return walk<kAddKeys, kAnswerQueries>(
-            {q_ + offset, k_ + offset, v_ + offset, y_ + offset, visible, rows, stride, ahead, stream_},
-            state);
-      }
-    }
-    // A partial vector, or bf16: through buffers of whole vectors of T.
-    alignas(64) T padded[4][kBlock * kLanes<T>];
-    if (kAnswerQueries) pad_rows(q_ + offset, stride, rows, lanes, ahead, padded[0]);
-    if (kAddKeys) pad_rows(k_ + offset, stride, rows, lanes, ahead, padded[1]);
-    if (kAddKeys) pad_rows(v_ + offset, stride, rows, lanes, ahead, padded[2]);
-    Forward<T, kOrder>::template walk<kAddKeys, kAnswerQueries>(
-        {padded[0], padded[1], padded[2], padded[3], visible, rows, kLanes<T>, 0, false}, state);
-    if (kAnswerQueries) unpad_rows(padded[3], rows, lanes, y_ + offset, stride);
-  }
-
-  template <bool kAddKeys, bool kAnswerQueries>
-  static void walk(const ForwardRows<T>& block, T* state) {
-    if constexpr (kAddKeys && kAnswerQueries) {
-      walk_causal(block, state);
-    } else {
-      walk_vector<kAddKeys, kAnswerQueries>(block, state);
-    }
-  }
-
   HWY_NOINLINE static void walk_causal(const ForwardRows<T>& block, T* state) {
     for (int64_t row = 0; row < block.rows;) {
       if constexpr (kHasSteadyRows<T, kOrder>) row = walk_steady(block, row, state);
@@ -302,6 +134,170 @@ class Forward {
     }
     if constexpr (kAddKeys) moments.store(state, kLanes<T>, kLanes<T>);
   }
+};
+
+template <class S>
+class Forward {
+  using T = Compute<S>;
+
+ public:
+  explicit Forward(const EaSeriesForward& args)
+      : args_(args),
+        layout_(Layout<T>::of(args)),
+        q_(static_cast<const S*>(args.q)),
+        k_(static_cast<const S*>(args.k)),
+        v_(static_cast<const S*>(args.v)),
+        y_(static_cast<S*>(args.y)),
+        carry_(static_cast<T*>(args.carry)),
+        partials_(static_cast<T*>(args.partials)),
+        walks_(
+            dispatch_order(args.order, []<int kOrder>() { return ForwardRowsOfOrder<T, kOrder>::walks(); })),
+        rows_(ea_series_carry_rows(args.order)),
+        start_(args.state, args.order),
+        stream_(may_stream<S>(y_, args.batch * args.length, args.channels)) {}
+
+  void run() const {
+    const bool is_cut = layout_.pieces > 1;
+    if (is_cut || !args_.causal) for_each_tile(layout_, [this](const Tile& tile) { sum_keys(tile); });
+    if (is_cut) {
+      for_each_vector_of_pieces(layout_, [this](int64_t batch, int64_t vector) { join(batch, vector); });
+    }
+    for_each_tile(layout_, [this](const Tile& tile) { args_.causal ? causal(tile) : bidirectional(tile); });
+  }
+
+ private:
+  using Walk = typename ForwardWalks<T>::Walk;
+
+  /// The moments of one of the tile's vectors.
+  T* state_of(T* states, const Tile& tile, int64_t vector) const {
+    return states + (vector - tile.first) * rows_ * kLanes<T>;
+  }
+
+  int64_t first_channel(int64_t batch, int64_t vector) const {
+    return batch * args_.channels + vector * kLanes<T>;
+  }
+
+  T* carry_of(int64_t batch, int64_t index, int64_t vector) const {
+    const int64_t carries = ea_series_carries(args_.length, args_.causal);
+    return carry_ + layout_.set_offset(batch, carries, index, rows_, vector);
+  }
+
+  /// Where a piece's own sums wait to be joined. Causal: in the carry that they will be part of, that of the
+  /// next piece.
+  T* sums_of(int64_t batch, int64_t piece, int64_t vector) const {
+    if (args_.causal) return carry_of(batch, (piece + 1) * kPieceChunks, vector);
+    if (layout_.pieces == 1) return carry_of(batch, 0, vector);
+    return partials_ + layout_.set_offset(batch, ea_series_chunks(args_.length), piece, rows_, vector);
+  }
+
+  HWY_ATTR void sum_keys(const Tile& tile) const {
+    if (args_.causal && tile.piece + 1 == layout_.pieces) return;
+    const ChannelStates<T> none({}, args_.order);
+    alignas(64) T states[kTileVectors<T> * kMaxState<T>];
+    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+      none.read(0, 0, state_of(states, tile, vector));
+    }
+    for (int64_t row = tile.begin; row < tile.end; row += kBlock) {
+      for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+        walk_block(walks_.add_keys, tile.batch, row, row + kBlock, vector, state_of(states, tile, vector));
+      }
+    }
+    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+      store(state_of(states, tile, vector), vector, sums_of(tile.batch, tile.piece, vector));
+    }
+  }
+
+  /// Causal: the sums of all keys before each piece, in its first carry. Otherwise the total, in the only
+  /// one.
+  HWY_ATTR void join(int64_t batch, int64_t vector) const {
+    const int64_t first = args_.causal ? 1 : 0;
+    alignas(64) T state[kMaxState<T>];
+    start_.read(first_channel(batch, vector), layout_.lanes(vector), state);
+    for (int64_t piece = 0; piece < layout_.pieces; ++piece) {
+      if (piece >= first) {
+        alignas(64) T of_piece[kMaxState<T>];
+        load(sums_of(batch, piece - first, vector), vector, of_piece);
+        merge_moments(of_piece, rows_, state);
+      }
+      if (!args_.causal && piece + 1 < layout_.pieces) continue;
+      store(state, vector, carry_of(batch, args_.causal ? piece * kPieceChunks : 0, vector));
+    }
+  }
+
+  HWY_ATTR void causal(const Tile& tile) const {
+    alignas(64) T states[kTileVectors<T> * kMaxState<T>];
+    const bool is_cut = layout_.pieces > 1;
+    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+      T* of_vector = state_of(states, tile, vector);
+      if (is_cut) {
+        load(carry_of(tile.batch, tile.piece * kPieceChunks, vector), vector, of_vector);
+      } else {
+        start_.read(first_channel(tile.batch, vector), layout_.lanes(vector), of_vector);
+      }
+    }
+    // Z_0 is positive, or NaN, as soon as there is a key, and then so in all channels.
+    const bool is_empty = states[(args_.order + 1) * kLanes<T>] == T(0);
+    const int64_t first_row = is_empty ? layout_.first_visible(tile.batch) : 0;
+    layout_.clear(y_, tile, first_row);
+    for (int64_t row = tile.begin; row < tile.end; row += kBlock) {
+      const bool has_carry = row % kEaSeriesChunk == 0 && !(is_cut && row == tile.begin);
+      for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+        T* of_vector = state_of(states, tile, vector);
+        if (has_carry) store(of_vector, vector, carry_of(tile.batch, row / kEaSeriesChunk, vector));
+        walk_block(walks_.causal, tile.batch, std::max(row, first_row), row + kBlock, vector, of_vector);
+      }
+    }
+    if (tile.end < args_.length) return;
+    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+      start_.write(first_channel(tile.batch, vector), layout_.lanes(vector), state_of(states, tile, vector));
+    }
+  }
+
+  HWY_ATTR void bidirectional(const Tile& tile) const {
+    if (layout_.first_visible(tile.batch) == args_.length) return layout_.clear(y_, tile, args_.length);
+    alignas(64) T states[kTileVectors<T> * kMaxState<T>];
+    for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+      load(carry_of(tile.batch, 0, vector), vector, state_of(states, tile, vector));
+    }
+    for (int64_t row = tile.begin; row < tile.end; row += kBlock) {
+      for (int64_t vector = tile.first; vector < tile.last; ++vector) {
+        walk_block(walks_.answer_queries, tile.batch, row, row + kBlock, vector,
+                   state_of(states, tile, vector));
+      }
+    }
+  }
+
+  void load(const T* carry, int64_t vector, T* state) const {
+    load_carry(carry, args_.channels, rows_, layout_.lanes(vector), state);
+  }
+  void store(const T* state, int64_t vector, T* carry) const {
+    store_carry(state, args_.channels, rows_, layout_.lanes(vector), carry);
+  }
+
+  /// Rows [begin, end) of one vector, as far as they exist.
+  HWY_NOINLINE void walk_block(Walk walk, int64_t batch, int64_t begin, int64_t end, int64_t vector,
+                               T* state) const {
+    const int64_t rows = std::min(end, args_.length) - begin, lanes = layout_.lanes(vector);
+    if (rows <= 0) return;
+    const int64_t offset = layout_.offset(batch, begin, vector), stride = args_.channels;
+    const bool* visible = layout_.visible(batch, begin);
+    const int64_t ahead = begin + rows + kBlock <= args_.length ? kBlock * stride : 0;
+    if constexpr (std::is_same_v<S, T>) {
+      if (lanes == kLanes<T>) {
+        return walk(
+            {q_ + offset, k_ + offset, v_ + offset, y_ + offset, visible, rows, stride, ahead, stream_},
+            state);
+      }
+    }
+    // A partial vector, or bf16: through buffers of whole vectors of T.
+    alignas(64) T padded[4][kBlock * kLanes<T>];
+    const bool add_keys = walk != walks_.answer_queries, answer_queries = walk != walks_.add_keys;
+    if (answer_queries) pad_rows(q_ + offset, stride, rows, lanes, ahead, padded[0]);
+    if (add_keys) pad_rows(k_ + offset, stride, rows, lanes, ahead, padded[1]);
+    if (add_keys) pad_rows(v_ + offset, stride, rows, lanes, ahead, padded[2]);
+    walk({padded[0], padded[1], padded[2], padded[3], visible, rows, kLanes<T>, 0, false}, state);
+    if (answer_queries) unpad_rows(padded[3], rows, lanes, y_ + offset, stride);
+  }
 
   const EaSeriesForward& args_;
   Layout<T> layout_;
@@ -311,7 +307,9 @@ class Forward {
   S* y_;
   T* carry_;
   T* partials_;
-  ChannelStates<T, kOrder> start_;
+  ForwardWalks<T> walks_;
+  int64_t rows_;  // of a vector's moments
+  ChannelStates<T> start_;
   bool stream_;
 };
 
@@ -319,9 +317,8 @@ class Forward {
 }  // namespace ea_series
 
 void ea_series_forward_simd(const EaSeriesForward& args) {
-  dispatch_f32_f64_bf16(args.dtype, "ea_series_forward", [&]<class T>() {
-    ea_series::dispatch_order(args.order, [&]<int kOrder>() { ea_series::Forward<T, kOrder>(args).run(); });
-  });
+  dispatch_f32_f64_bf16(args.dtype, "ea_series_forward",
+                        [&]<class T>() { ea_series::Forward<T>(args).run(); });
 }
 
 }  // namespace elwise::cpu::HWY_NAMESPACE

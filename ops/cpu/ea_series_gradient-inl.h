@@ -38,9 +38,7 @@ struct BackwardTensors {
 /// At most a chunk of rows of one vector of channels.
 template <class T>
 struct BackwardRows : BackwardTensors<T> {
-  const Compute<T>* carry;  // [kRows, carry_stride]: the moments before the first row, or the totals
-  int64_t carry_stride;
-  int64_t lanes;  // channels: less than a vector at the right edge
+  Compute<T>* moments;  // [kRows, kLanes]: those before the first row, or the totals; causal: overwritten
   const bool* visible;
   int64_t rows;
   int64_t stride;

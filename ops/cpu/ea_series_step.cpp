@@ -67,8 +67,15 @@ struct NearestRounding {
 template <class T>
 using Rounding = std::conditional_t<sizeof(T) == sizeof(float), FairRounding, NearestRounding>;
 
+/// `lanes` keys join the states of the channels from `channel` on; returns what the queries are answered.
 template <class T, int kOrder>
-HWY_INLINE Vec<T> step(Moments<T, kOrder>& moments, Vec<T> q, Vec<T> k, Vec<T> v) {
+HWY_NOINLINE Vec<T> step(const EaSeriesStatePointers& state, int64_t channel, int64_t lanes, Vec<T> q,
+                         Vec<T> k, Vec<T> v) {
+  const ChannelStates<T> states(state, kOrder);
+  alignas(64) T rows[Moments<T, kOrder>::kRows * kLanes<T>];
+  states.read(channel, lanes, rows);
+  Moments<T, kOrder> moments;
+  moments.load(rows, kLanes<T>, kLanes<T>);
   const Vec<T> magnitude = hn::Abs(k);
   Vec<T> factor;
   moments.meet(magnitude, factor);
@@ -80,32 +87,29 @@ HWY_INLINE Vec<T> step(Moments<T, kOrder>& moments, Vec<T> q, Vec<T> k, Vec<T> v
     moments.s[n] = rounding.add(moments.s[n], hn::Mul(power, v));
     power = hn::Mul(power, k);
   }
-  return answer(moments, q);
+  const Vec<T> answers = answer(moments, q);
+  moments.store(rows, kLanes<T>, kLanes<T>);
+  states.write(channel, lanes, rows);
+  return answers;
 }
 
-template <class S, int kOrder>
+template <class S>
 void step_all(const EaSeriesStep& args) {
   using T = Compute<S>;
   constexpr int64_t kVectorsPerThread = 16;  // longer than a thread's start
   const auto *q = static_cast<const S*>(args.q), *k = static_cast<const S*>(args.k),
              *v = static_cast<const S*>(args.v);
   auto* y = static_cast<S*>(args.y);
-  const ChannelStates<T, kOrder> states(args.state);
+  const auto step_vector = dispatch_order(args.order, []<int kOrder>() { return &step<T, kOrder>; });
   // Batch entries lie one behind the other, like more channels.
   const int64_t channels = args.batch * args.channels, vectors = (channels + kLanes<T> - 1) / kLanes<T>;
   parallel_for(vectors, kVectorsPerThread, [&](int64_t begin, int64_t end) HWY_ATTR {
     const Tag<T> d;
-    alignas(64) T rows[Moments<T, kOrder>::kRows * kLanes<T>];
     for (int64_t vector = begin; vector < end; ++vector) {
       const int64_t at = vector * kLanes<T>, lanes = std::min(kLanes<T>, channels - at);
-      states.read(at, lanes, rows);
-      Moments<T, kOrder> moments;
-      moments.load(rows, kLanes<T>, kLanes<T>);
-      const Vec<T> answers = step(moments, load_lanes(d, q + at, lanes), load_lanes(d, k + at, lanes),
-                                  load_lanes(d, v + at, lanes));
+      const Vec<T> answers = step_vector(args.state, at, lanes, load_lanes(d, q + at, lanes),
+                                         load_lanes(d, k + at, lanes), load_lanes(d, v + at, lanes));
       store_lanes(d, answers, y + at, lanes);
-      moments.store(rows, kLanes<T>, kLanes<T>);
-      states.write(at, lanes, rows);
     }
   });
 }
@@ -114,9 +118,7 @@ void step_all(const EaSeriesStep& args) {
 }  // namespace ea_series
 
 void ea_series_step_simd(const EaSeriesStep& args) {
-  dispatch_f32_f64_bf16(args.dtype, "ea_series_step", [&]<class T>() {
-    ea_series::dispatch_order(args.order, [&]<int kOrder>() { ea_series::step_all<T, kOrder>(args); });
-  });
+  dispatch_f32_f64_bf16(args.dtype, "ea_series_step", [&]<class T>() { ea_series::step_all<T>(args); });
 }
 
 }  // namespace elwise::cpu::HWY_NAMESPACE

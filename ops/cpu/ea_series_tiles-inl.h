@@ -169,6 +169,49 @@ HWY_NOINLINE void scale_rows(Vec<T> factor, int64_t rows, T* to) {
   }
 }
 
+// Moments in memory are [rows, kLanes], as Moments stores them: the last of the rows is kappa. What is rarely
+// done to them is done here, by one piece of code for all orders.
+
+/// The most moments that a vector of channels has.
+template <class T>
+inline constexpr int64_t kMaxState = ea_series_carry_rows(kEaSeriesMaxOrder) * kLanes<T>;
+
+template <class T>
+HWY_INLINE Vec<T> kappa_of(const T* moments, int64_t rows) {
+  return hn::Load(Tag<T>(), moments + (rows - 1) * kLanes<T>);
+}
+
+/// From a carry [rows, channels], whose moments have the factor exp(kappa^2), be kappa large or small.
+template <class T>
+HWY_NOINLINE void load_carry(const T* from, int64_t channels, int64_t rows, int64_t lanes, T* moments) {
+  pad_rows(from, channels, rows, lanes, 0, moments);
+  const Vec<T> kappa = kappa_of(moments, rows),
+               factor = ExpNonPositive(Tag<T>(), hn::Neg(hn::Mul(kappa, kappa)));
+  scale_rows<T>(hn::IfThenElse(hn::Eq(kappa, reference_of<T>(kappa)), constant<T>(1), factor), rows - 1,
+                moments);
+}
+
+template <class T>
+HWY_NOINLINE void store_carry(const T* moments, int64_t channels, int64_t rows, int64_t lanes, T* to) {
+  alignas(64) T scaled[kMaxState<T>];
+  std::copy_n(moments, rows * kLanes<T>, scaled);
+  const Vec<T> kappa = kappa_of(moments, rows), factor = Exp(Tag<T>(), hn::Mul(kappa, kappa));
+  scale_rows<T>(hn::IfThenElse(hn::Eq(kappa, reference_of<T>(kappa)), constant<T>(1), factor), rows - 1,
+                scaled);
+  unpad_rows(scaled, rows, lanes, to, channels);
+}
+
+/// Adds the moments of other keys, which are scaled to that end.
+template <class T>
+HWY_NOINLINE void merge_moments(T* other, int64_t rows, T* moments) {
+  const Vec<T> own_kappa = kappa_of(moments, rows), other_kappa = kappa_of(other, rows),
+               kappa = hn::Min(own_kappa, other_kappa), reference = reference_of<T>(kappa);
+  scale_rows<T>(joining_ratio<T>(reference, reference_of<T>(own_kappa)), rows - 1, moments);
+  scale_rows<T>(joining_ratio<T>(reference, reference_of<T>(other_kappa)), rows - 1, other);
+  add_rows(other, rows - 1, moments);
+  hn::Store(kappa, Tag<T>(), moments + (rows - 1) * kLanes<T>);
+}
+
 }  // namespace elwise::cpu::HWY_NAMESPACE::ea_series
 HWY_AFTER_NAMESPACE();
 

@@ -1,6 +1,5 @@
 #include <cmath>
 
-#include "core/parallel.h"
 #include "ops/ea_series_kernels.h"
 #include "ops/elementwise.h"
 #include "ops/view.h"
@@ -123,23 +122,7 @@ TEST_CASE("pieces at scales that move from one to the next") {
 }
 
 TEST_CASE("pieces have the same bits with each thread count") {
-  if (test_device() != kCpu) return;
-  const Shape shape{1, kLength, kChannels};
-  const Inputs in{uniform(shape, -1, 1), uniform(shape, -1, 1), uniform(shape), uniform(shape)};
-  const int threads = num_threads();
-  for (const bool causal : {false, true}) {
-    AttentionResult first;
-    for (const int count : {1, 2, 3, 7}) {
-      set_num_threads(count);
-      const AttentionResult result = run_series(in, 6, DType::f32, {.causal = causal, .key_mask = {}});
-      if (count == 1) first = result;
-      CHECK(result.y == first.y);
-      CHECK(result.dq == first.dq);
-      CHECK(result.dk == first.dk);
-      CHECK(result.dv == first.dv);
-    }
-  }
-  set_num_threads(threads);
+  check_same_bits_with_threads(ea_series_attention(6), {1, kLength, kChannels}, {1, 2, 3, 7});
 }
 
 TEST_CASE("a prefill in pieces goes on from a state and leaves one") {

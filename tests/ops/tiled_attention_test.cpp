@@ -1,6 +1,5 @@
 #include <cmath>
 
-#include "core/parallel.h"
 #include "ops/elementwise.h"
 #include "ops/view.h"
 #include "tests/support/op_variants.h"
@@ -183,24 +182,7 @@ TEST_CASE("scores of one size: each query's weights add up, however large they a
 }
 
 TEST_CASE("the same bits however many threads share a head") {
-  if (test_device() != kCpu) return;
-  for (const bool causal : {false, true}) {
-    const Shape shape{1, 1300, 16};  // seven blocks of queries
-    const Tensor q = uniform(shape), k = uniform(shape), v = uniform(shape), dy = uniform(shape);
-    const AttentionOptions options{.causal = causal, .key_mask = {}};
-    const int threads = num_threads();
-    AttentionResult expected;
-    for (const int count : {1, 2, 5, 16}) {
-      set_num_threads(count);
-      const AttentionResult actual = run_attention(tiled_heads(1, 0.1), q, k, v, dy, DType::f32, options);
-      if (count == 1) expected = actual;
-      CHECK(actual.y == expected.y);
-      CHECK(actual.dq == expected.dq);
-      CHECK(actual.dk == expected.dk);
-      CHECK(actual.dv == expected.dv);
-    }
-    set_num_threads(threads);
-  }
+  check_same_bits_with_threads(tiled_heads(1, 0.1), {1, 1300, 16}, {1, 2, 5, 16});  // seven blocks of queries
 }
 
 TEST_CASE("memory is linear in the length") {

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "autograd/grad_mode.h"
+#include "core/parallel.h"
 #include "ops/elementwise.h"
 #include "ops/view.h"
 
@@ -204,6 +206,27 @@ void check_result(const AttentionResult& actual, const AttentionResult& expected
   check_close(per_distance(actual.dq), per_distance(expected.dq), gradient, what + " dq by distance");
   check_close(per_distance(actual.dk), per_distance(expected.dk), gradient, what + " dk by distance");
   check_close(actual.dv, expected.dv, gradient, what + " dv");
+}
+
+void check_same_bits_with_threads(const Attention& attention, const Shape& shape,
+                                  std::initializer_list<int> thread_counts) {
+  if (test_device() != kCpu) return;
+  const Tensor q = uniform(shape, -1, 1), k = uniform(shape, -1, 1), v = uniform(shape), dy = uniform(shape);
+  const int threads = num_threads();
+  for (const bool causal : kCausal) {
+    std::optional<AttentionResult> first;
+    for (const int count : thread_counts) {
+      set_num_threads(count);
+      const AttentionResult result =
+          run_attention(attention, q, k, v, dy, DType::f32, {.causal = causal, .key_mask = {}});
+      if (!first) first = result;
+      CHECK(result.y == first->y);
+      CHECK(result.dq == first->dq);
+      CHECK(result.dk == first->dk);
+      CHECK(result.dv == first->dv);
+    }
+  }
+  set_num_threads(threads);
 }
 
 AttentionShape attention_shape(const Tensor& q, const AttentionOptions& options) {

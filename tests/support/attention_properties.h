@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -52,6 +53,11 @@ void check_result(const AttentionResult& actual, const AttentionResult& expected
 /// Runs the mechanism both ways in `dtype` on the test device. q, k, v, dy: f64 on the CPU, as is the mask.
 AttentionResult run_attention(const Attention& attention, const Tensor& q, const Tensor& k, const Tensor& v,
                               const Tensor& dy, DType dtype, const AttentionOptions& options);
+
+/// Checks, causal and not, that the mechanism gives the same bits in f32 with each of the numbers of threads,
+/// on random operands of this shape. On the CPU only.
+void check_same_bits_with_threads(const Attention& attention, const Shape& shape,
+                                  std::initializer_list<int> thread_counts);
 
 /// The sizes of q with a mask as the naive references want it.
 AttentionShape attention_shape(const Tensor& q, const AttentionOptions& options);
