@@ -10,17 +10,23 @@
 #include <hwy/highway.h>
 
 #include "core/simd-inl.h"
+#include "ops/cpu/gelu-inl.h"
 #include "ops/cpu/row-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace elwise::cpu::HWY_NAMESPACE {
 namespace {
 
-/// The parameters p0, p1 of an op, as vectors and, for power, as the exponent.
-template <class V>
+/// What an op needs besides its operands: the parameters p0, p1 as vectors and, for power, as the exponent.
+template <UnaryOp op, class D>
 struct Parameters {
-  V p0, p1;
+  hn::VFromD<D> p0, p1;
   int64_t exponent;
+};
+
+template <class D>
+struct Parameters<UnaryOp::gelu, D> {
+  ExactGelu<D> gelu;
 };
 
 /// x^n by repeated multiplication (by squaring); 1 / x^-n for n < 0, 1 for n = 0.
@@ -47,8 +53,7 @@ HWY_INLINE V gelu_tanh_argument(D d, V x) {
 
 /// op(x).
 template <UnaryOp op, class D, class V = hn::VFromD<D>>
-HWY_INLINE V forward(D d, V x, const Parameters<V>& p) {
-  using T = hn::TFromD<D>;
+HWY_INLINE V forward(D d, V x, const Parameters<op, D>& p) {
   const V zero = hn::Zero(d);
   if constexpr (op == UnaryOp::neg) return hn::Neg(x);
   if constexpr (op == UnaryOp::abs) return hn::Abs(x);
@@ -62,10 +67,7 @@ HWY_INLINE V forward(D d, V x, const Parameters<V>& p) {
     const auto positive = hn::Gt(x, zero);
     return hn::IfThenElse(positive, x, ExpMinusOneNonPositive(d, hn::IfThenZeroElse(positive, x)));
   }
-  if constexpr (op == UnaryOp::gelu) {
-    const V half = hn::Mul(x, hn::Set(d, T(0.5)));
-    return hn::MulAdd(half, Erf(d, hn::Mul(x, hn::Set(d, T(0.70710678118654752)))), half);
-  }
+  if constexpr (op == UnaryOp::gelu) return p.gelu.value(x);
   if constexpr (op == UnaryOp::gelu_tanh) return hn::Mul(x, Sigmoid(d, gelu_tanh_argument(d, x)));
   if constexpr (op == UnaryOp::clamp) {
     const V raised = hn::IfThenElse(hn::Lt(x, p.p0), p.p0, x);
@@ -78,7 +80,7 @@ HWY_INLINE V forward(D d, V x, const Parameters<V>& p) {
 
 /// dy * op'(x), given s, which gradient_source(op) names.
 template <UnaryOp op, class D, class V = hn::VFromD<D>>
-HWY_INLINE V backward(D d, V s, V dy, const Parameters<V>& p) {
+HWY_INLINE V backward(D d, V s, V dy, const Parameters<op, D>& p) {
   using T = hn::TFromD<D>;
   const V zero = hn::Zero(d), one = hn::Set(d, T(1));
   if constexpr (op == UnaryOp::neg) return hn::Neg(dy);
@@ -96,12 +98,7 @@ HWY_INLINE V backward(D d, V s, V dy, const Parameters<V>& p) {
     const auto positive = hn::Gt(s, zero);
     return hn::IfThenElse(positive, dy, hn::Mul(dy, ExpNonPositive(d, hn::IfThenZeroElse(positive, s))));
   }
-  if constexpr (op == UnaryOp::gelu) {  // the normal distribution: cdf(x) + x pdf(x)
-    const V half = hn::Set(d, T(0.5));
-    const V cdf = hn::MulAdd(half, Erf(d, hn::Mul(s, hn::Set(d, T(0.70710678118654752)))), half);
-    const V density = ExpNonPositive(d, hn::Mul(hn::Mul(s, s), hn::Set(d, T(-0.5))));
-    return hn::Mul(dy, hn::MulAdd(hn::Mul(s, hn::Set(d, T(0.39894228040143268))), density, cdf));
-  }
+  if constexpr (op == UnaryOp::gelu) return hn::Mul(dy, p.gelu.derivative(s));
   if constexpr (op == UnaryOp::gelu_tanh) {
     const V sigma = Sigmoid(d, gelu_tanh_argument(d, s));
     const V slope = hn::MulAdd(hn::Mul(s, s), hn::Set(d, T(3 * 1.5957691216057308 * 0.044715)),
@@ -121,23 +118,30 @@ HWY_INLINE V backward(D d, V s, V dy, const Parameters<V>& p) {
   if constexpr (op == UnaryOp::mul_scalar) return hn::Mul(dy, p.p0);
 }
 
-template <class D, class Arguments>
-HWY_INLINE Parameters<hn::VFromD<D>> parameters(D d, const Arguments& args) {
+template <UnaryOp op, class D>
+HWY_INLINE Parameters<op, D> parameters(D d, [[maybe_unused]] double p0, [[maybe_unused]] double p1,
+                                        [[maybe_unused]] GeluCurve curve) {
   using T = hn::TFromD<D>;
-  const int64_t exponent = args.op == UnaryOp::power ? static_cast<int64_t>(args.p0) : 0;
-  return {hn::Set(d, static_cast<T>(args.p0)), hn::Set(d, static_cast<T>(args.p1)), exponent};
+  if constexpr (op == UnaryOp::gelu) {
+    return {ExactGelu<D>(d, curve)};
+  } else {
+    const int64_t exponent = op == UnaryOp::power ? static_cast<int64_t>(p0) : 0;
+    return {hn::Set(d, static_cast<T>(p0)), hn::Set(d, static_cast<T>(p1)), exponent};
+  }
 }
 
 template <class T, UnaryOp op>
 void forward_loop(const UnaryForward& args) {
   const T* x = static_cast<const T*>(args.x);
   T* y = static_cast<T*>(args.y);
+  const bool stream = may_stream<T>(y, 1, args.count);
   parallel_elements(args.count, [&](int64_t begin, int64_t end) HWY_ATTR {
     const hn::ScalableTag<Compute<T>> d;
-    const auto p = parameters(d, args);
+    const auto p = parameters<op>(d, args.p0, args.p1, GeluCurve::value);
     for_each_vector(d, begin, end, [&](int64_t i, int64_t n) HWY_ATTR {
-      store_lanes(d, forward<op>(d, load_lanes(d, x + i, n), p), y + i, n);
+      store_lanes(d, forward<op>(d, load_lanes(d, x + i, n), p), y + i, n, stream);
     });
+    hwy::FlushStream();
   });
 }
 
@@ -146,13 +150,15 @@ void backward_loop(const UnaryBackward& args) {
   const T* saved = static_cast<const T*>(args.saved);
   const T* dy = static_cast<const T*>(args.dy);
   T* dx = static_cast<T*>(args.dx);
+  const bool stream = may_stream<T>(dx, 1, args.count);
   parallel_elements(args.count, [&](int64_t begin, int64_t end) HWY_ATTR {
     const hn::ScalableTag<Compute<T>> d;
-    const auto p = parameters(d, args);
+    const auto p = parameters<op>(d, args.p0, args.p1, GeluCurve::derivative);
     for_each_vector(d, begin, end, [&](int64_t i, int64_t n) HWY_ATTR {
       const auto result = backward<op>(d, load_lanes(d, saved + i, n), load_lanes(d, dy + i, n), p);
-      store_lanes(d, result, dx + i, n);
+      store_lanes(d, result, dx + i, n, stream);
     });
+    hwy::FlushStream();
   });
 }
 

@@ -64,6 +64,7 @@ void cross_entropy_backward_rows(const CrossEntropyBackward& args) {
   const hn::ScalableTag<Compute<T>> d;
   const int64_t counted = count_targets(args.target, args.rows, args.classes, args.ignore_index);
   const double scale = *static_cast<const Compute<T>*>(args.dloss) / static_cast<double>(counted);
+  const bool stream = may_stream_inside<T>(args.rows, args.classes);
   parallel_for(args.rows, rows_per_thread(args.classes), [&](int64_t begin, int64_t end) HWY_ATTR {
     for (int64_t r = begin; r < end; ++r) {
       const T* x = static_cast<const T*>(args.logits) + r * args.classes;
@@ -78,12 +79,19 @@ void cross_entropy_backward_rows(const CrossEntropyBackward& args) {
       const double at_target = std::expm1(logit - logsumexp) * scale;
       const auto shift = hn::Set(d, logsumexp);
       const auto scale_lanes = hn::Set(d, static_cast<Compute<T>>(scale));
-      for_each_vector(d, 0, args.classes, [&](int64_t i, int64_t n) HWY_ATTR {
+      const auto gradient = [&](int64_t i, int64_t n, bool past_caches) HWY_ATTR {
         const auto e = ExpNonPositive(d, hn::Sub(load_lanes(d, x + i, n), shift));
-        store_lanes(d, hn::Mul(e, scale_lanes), dx + i, n);
-      });
+        store_lanes(d, hn::Mul(e, scale_lanes), dx + i, n, past_caches);
+      };
+      // Rows begin anywhere in a cache line: what shares one with another row is stored as usual.
+      const int64_t first = stream ? std::min(to_next_line(dx), args.classes) : args.classes;
+      const int64_t last = first + (args.classes - first) / kLine<T> * kLine<T>;
+      for_each_vector(d, 0, first, [&](int64_t i, int64_t n) HWY_ATTR { gradient(i, n, false); });
+      for_each_vector(d, first, last, [&](int64_t i, int64_t n) HWY_ATTR { gradient(i, n, true); });
+      for_each_vector(d, last, args.classes, [&](int64_t i, int64_t n) HWY_ATTR { gradient(i, n, false); });
       dx[args.target[r]] = static_cast<T>(static_cast<Compute<T>>(at_target));
     }
+    hwy::FlushStream();
   });
 }
 

@@ -63,17 +63,32 @@ HWY_INLINE void store_lanes(D d, hn::VFromD<D> v, BFloat16* to, int64_t n) {
   store_lanes(d16, FloatToBf16Bits(d, v), reinterpret_cast<uint16_t*>(to), n);
 }
 
-/// Whether results [rows, cols] are written past the caches: beyond this size they would not be there any
-/// more when they are read. Their vectors must fill cache lines of their own; those of bf16 fill them in
-/// pairs.
+/// Elements of a cache line.
+template <class T>
+inline constexpr int64_t kLine = 64 / sizeof(T);
+
+/// Elements from `to` to the beginning of a cache line.
+template <class T>
+int64_t to_next_line(const T* to) {
+  return static_cast<int64_t>(-reinterpret_cast<uintptr_t>(to) % 64 / sizeof(T));
+}
+
+/// Whether results [rows, cols] are written past the caches, within the cache lines that are a row's own:
+/// beyond this size they would not be there any more when they are read. Vectors must fill those lines; those
+/// of bf16 fill them in pairs.
 inline constexpr int64_t kStreamBytes = int64_t{8} << 20;
 
 template <class T>
+bool may_stream_inside(int64_t rows, int64_t cols) {
+  return hn::MaxLanes(hn::ScalableTag<Compute<T>>()) * sizeof(Compute<T>) == 64 &&
+         rows * cols * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
+}
+
+/// The same where rows must have whole lines.
+template <class T>
 bool may_stream(const void* tensor, int64_t rows, int64_t cols) {
-  constexpr int64_t kLine = 64, kSize = sizeof(T);
-  return hn::MaxLanes(hn::ScalableTag<Compute<T>>()) * sizeof(Compute<T>) == kLine &&
-         rows * cols * kSize >= kStreamBytes && reinterpret_cast<uintptr_t>(tensor) % kLine == 0 &&
-         cols * kSize % kLine == 0;
+  return may_stream_inside<T>(rows, cols) && to_next_line(static_cast<const T*>(tensor)) == 0 &&
+         cols % kLine<T> == 0;
 }
 
 /// Stores the first n lanes; where `stream`, which may_stream allows, past the caches: then a

@@ -34,20 +34,19 @@ HWY_INLINE hn::MFromD<D> load_mask(D d, const bool* visible, int64_t n) {
 }
 
 /// Where a row's exponentials stand until their sum is known: in y, but for those of bf16, which are rounded
-/// once only.
+/// once only, and where y is written past the caches.
 template <class T>
-Compute<T>* exponentials(T* y, int64_t count) {
+Compute<T>* exponentials(T* y, int64_t count, bool stream) {
   if constexpr (std::is_same_v<T, Compute<T>>) {
-    return y;
-  } else {
-    return thread_scratch<Compute<T>>(count);
+    if (!stream) return y;
   }
+  return thread_scratch<Compute<T>>(count);
 }
 
 /// y = softmax(x) over [0, count), of which `visible` hides some columns unless it is null (kMasked false).
-/// What the hidden columns hold has no effect.
+/// What the hidden columns hold has no effect. `stream`: y bypasses the caches.
 template <class T, bool kMasked>
-void softmax_row(const T* x, T* y, int64_t count, const bool* visible) {
+void softmax_row(const T* x, T* y, int64_t count, const bool* visible, bool stream) {
   const hn::ScalableTag<Compute<T>> d;
   const auto hidden = hn::Set(d, -std::numeric_limits<Compute<T>>::infinity());
   const auto load_logits = [=](int64_t i, int64_t n) HWY_ATTR {
@@ -58,7 +57,7 @@ void softmax_row(const T* x, T* y, int64_t count, const bool* visible) {
       return v;
     }
   };
-  Compute<T>* e = exponentials(y, count);
+  Compute<T>* e = exponentials(y, count, stream);
   const auto largest = hn::Set(d, max_terms(d, count, load_logits));
   const double sum = sum_terms(d, 0, count, [&](int64_t i, int64_t n) HWY_ATTR {
     const auto v = ExpNonPositive(d, hn::Sub(load_logits(i, n), largest));
@@ -69,35 +68,47 @@ void softmax_row(const T* x, T* y, int64_t count, const bool* visible) {
   for_each_vector(d, 0, count, [&](int64_t i, int64_t n) HWY_ATTR {
     auto v = hn::Mul(load_lanes(d, e + i, n), scale);
     if constexpr (kMasked) v = hn::IfThenElseZero(load_mask(d, visible + i, n), v);
-    store_lanes(d, v, y + i, n);
+    store_lanes(d, v, y + i, n, stream && n == static_cast<int64_t>(hn::Lanes(d)));
   });
+}
+
+/// y = 0 from column `count` on.
+template <class T>
+void clear_rest(T* y, int64_t count, int64_t cols, bool stream) {
+  const hn::ScalableTag<Compute<T>> d;
+  const int64_t lines = stream ? std::min(count + to_next_line(y + count), cols) : cols;
+  std::fill(y + count, y + lines, T());
+  for_each_vector(d, lines, cols,
+                  [&](int64_t i, int64_t n) HWY_ATTR { store_lanes(d, hn::Zero(d), y + i, n, true); });
 }
 
 template <class T>
 void forward(const SoftmaxForward& args) {
   const int64_t cols = args.cols;
+  const bool stream = may_stream<T>(args.y, args.rows, cols);
   parallel_for(args.rows, rows_per_thread(cols), [&](int64_t begin, int64_t end) HWY_ATTR {
     for (int64_t row = begin; row < end; ++row) {
       const T* x = static_cast<const T*>(args.x) + row * cols;
       T* y = static_cast<T*>(args.y) + row * cols;
       int64_t count = args.causal ? std::min(cols, row % args.queries + 1) : cols;
       if (args.key_mask == nullptr) {
-        softmax_row<T, false>(x, y, count, nullptr);
+        softmax_row<T, false>(x, y, count, nullptr, stream);
       } else {
         const bool* visible = args.key_mask + row / (args.rows / args.batch) * cols;
         if (std::find(visible, visible + count, true) == visible + count) {
           count = 0;
         } else {
-          softmax_row<T, true>(x, y, count, visible);
+          softmax_row<T, true>(x, y, count, visible, stream);
         }
       }
-      std::fill(y + count, y + cols, T());
+      clear_rest(y, count, cols, stream);
     }
+    hwy::FlushStream();
   });
 }
 
 template <class T>
-void backward_row(const T* y, const T* dy, T* dx, int64_t cols) {
+void backward_row(const T* y, const T* dy, T* dx, int64_t cols, bool stream) {
   const hn::ScalableTag<Compute<T>> d;
   const double sum = sum_terms(d, 0, cols, [&](int64_t i, int64_t n) HWY_ATTR {
     return hn::Mul(load_lanes(d, y + i, n), load_lanes(d, dy + i, n));
@@ -105,18 +116,20 @@ void backward_row(const T* y, const T* dy, T* dx, int64_t cols) {
   const auto dot = hn::Set(d, static_cast<Compute<T>>(sum));
   for_each_vector(d, 0, cols, [&](int64_t i, int64_t n) HWY_ATTR {
     const auto v = hn::Mul(load_lanes(d, y + i, n), hn::Sub(load_lanes(d, dy + i, n), dot));
-    store_lanes(d, v, dx + i, n);
+    store_lanes(d, v, dx + i, n, stream);
   });
 }
 
 template <class T>
 void backward(const SoftmaxBackward& args) {
+  const bool stream = may_stream<T>(args.dx, args.rows, args.cols);
   parallel_for(args.rows, rows_per_thread(args.cols), [&](int64_t begin, int64_t end) HWY_ATTR {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t offset = row * args.cols;
       backward_row(static_cast<const T*>(args.y) + offset, static_cast<const T*>(args.dy) + offset,
-                   static_cast<T*>(args.dx) + offset, args.cols);
+                   static_cast<T*>(args.dx) + offset, args.cols, stream);
     }
+    hwy::FlushStream();
   });
 }
 
