@@ -47,7 +47,8 @@ class ExactGelu {
 
 #if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
 /// f32 by gelu_table: a permute of two registers looks a coefficient up for every lane.
-/// Against f64, the value is within 1.1e-7 |x| and the derivative within 1e-7.
+/// Against f64, the value is within 1.1e-7 |x| and the derivative within 1e-7 (measured by the test of f32
+/// GELU in elementwise_test.cpp).
 template <>
 class ExactGelu<hn::ScalableTag<float>> {
  public:

@@ -1,7 +1,9 @@
 #include "ops/elementwise.h"
 
+#include <bit>
 #include <cmath>
 #include <limits>
+#include <numbers>
 
 #include "tests/support/naive_elementwise.h"
 #include "tests/support/op_variants.h"
@@ -274,6 +276,34 @@ TEST_CASE("errors") {
   check_error([&] { accumulate(x, cast(x, DType::f32)); },
               "accumulate: expected value of f64 on cpu like into, got f32 on cpu");
   check_error([&] { accumulate(x, uniform({1})); }, "accumulate: expected value of shape [3], got [1]");
+}
+
+/// Each 499th float from the least normal one to 16, and its negative.
+std::vector<float> all_magnitudes() {
+  constexpr uint32_t kStep = 499;
+  std::vector<float> values;
+  const auto last = std::bit_cast<uint32_t>(16.0F);
+  for (uint32_t bits = std::bit_cast<uint32_t>(0x1p-126F); bits <= last; bits += kStep) {
+    values.push_back(std::bit_cast<float>(bits));
+    values.push_back(-values.back());
+  }
+  return values;
+}
+
+TEST_CASE("f32 GELU is within 2^-22 |x| of the exact value, its derivative within 2^-22") {
+  const std::vector<float> values = all_magnitudes();
+  const Tensor x = from_vector(values, {static_cast<int64_t>(values.size())}).set_requires_grad();
+  const Tensor y = gelu(x);
+  y.backward(ones(y.shape()));
+  double worst = 0, worst_derivative = 0;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const double at = values[i], cdf = 0.5 * std::erfc(-at / std::numbers::sqrt2),
+                 pdf = std::exp(-0.5 * at * at) / std::sqrt(2 * std::numbers::pi);
+    worst = std::max(worst, std::abs(y.data<float>()[i] - at * cdf) / std::abs(at));
+    worst_derivative = std::max(worst_derivative, std::abs(x.grad().data<float>()[i] - (cdf + at * pdf)));
+  }
+  CHECK_MESSAGE(worst < 0x1p-22, worst);
+  CHECK_MESSAGE(worst_derivative < 0x1p-22, worst_derivative);
 }
 
 }  // namespace
