@@ -35,6 +35,21 @@ inline Run run_command(const std::string& command) {
   return result;
 }
 
+/// Runs a program, signals it ("INT", "KILL") once the shell's test `ready` holds, and waits for its end. A
+/// busy machine may see that test hold only after the program's end (status 0): what it `wrote` is then
+/// removed, and it runs once more.
+inline Run signalled_run(const std::string& command, const std::string& ready, const std::string& signal,
+                         const std::vector<std::filesystem::path>& wrote) {
+  Run result{0, {}};
+  for (int attempt = 0; attempt < 20; ++attempt) {
+    for (const std::filesystem::path& path : wrote) std::filesystem::remove_all(path);
+    result = run_command(command + " & program=$!\nwhile kill -0 $program && ! " + ready +
+                         "; do sleep 0.002; done\nkill -" + signal + " $program\nwait $program");
+    if (result.status != 0) break;
+  }
+  return result;
+}
+
 inline std::vector<nlohmann::json> json_lines(const std::filesystem::path& path) {
   std::ifstream file(path);
   std::vector<nlohmann::json> result;

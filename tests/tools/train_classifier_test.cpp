@@ -12,8 +12,10 @@
 namespace elwise::testing {
 namespace {
 
+const std::string kProgram = std::string(ELWISE_TOOLS_DIR) + "/train_classifier ";
+
 Run train(const std::string& arguments) {
-  return run_command(std::string(ELWISE_TOOLS_DIR) + "/train_classifier " + arguments);
+  return run_command(kProgram + arguments);
 }
 
 /// A model that learns in a moment.
@@ -108,16 +110,15 @@ TEST_CASE(
   for (const auto& [after, signal] : kills) {  // epochs told before
     CAPTURE(after);
     const std::string name = "pieces" + std::to_string(after);
-    const std::string saved =
-        options + "--checkpoint " + files.at(name) + " --json " + files.at(name + ".json");
-    const Run killed = run_command(std::string(ELWISE_TOOLS_DIR) + "/train_classifier " + saved + " >" +
-                                   files.at("out") + " & program=$!\nwhile [ $(grep -c epoch " +
-                                   files.at("out") + ") -le " + std::to_string(after) +
-                                   " ]; do sleep 0.002; done\nkill -" + signal + " $program\nwait $program");
+    const std::string json = files.at(name + ".json"), out = files.at("out");
+    const std::string saved = options + "--checkpoint " + files.at(name) + " --json " + json;
+    const Run killed = signalled_run(kProgram + saved + " >" + out,
+                                     "[ $(grep -c epoch " + out + ") -gt " + std::to_string(after) + " ]",
+                                     signal, {files.at(name), json});
     CHECK_MESSAGE(killed.status == (signal == "KILL" ? 128 + 9 : 130), killed.output);
     const Run resumed = train(saved + " --resume --threads 2");
     CHECK_MESSAGE(resumed.status == 0, resumed.output);
-    CHECK(lines_without_times(files.at(name + ".json")) == whole);
+    CHECK(lines_without_times(json) == whole);
   }
 }
 

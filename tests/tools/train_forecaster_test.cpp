@@ -112,9 +112,8 @@ TEST_CASE("a killed run that is resumed ends with the same numbers; a finished o
   const Run whole = train(options + "--json " + files.at("whole.json"));
   CHECK_MESSAGE(whole.status == 0, whole.output);
   const std::string pieces = options + "--checkpoint " + files.at("pieces") + " ";
-  const Run killed =
-      run_command(kProgram + pieces + "& program=$!\n" + "while [ ! -e " + files.at("pieces") +
-                  "/*/checkpoint.json ]; do sleep 0.01; done\n" + "kill -KILL $program\nwait $program");
+  const Run killed = signalled_run(kProgram + pieces, "[ -e " + files.at("pieces") + "/*/checkpoint.json ]",
+                                   "KILL", {files.at("pieces")});
   CHECK_MESSAGE(killed.status == 137, killed.output);
   const auto check_other_settings_refused = [&] {
     const Run other = train(pieces + "--resume --hidden 32");

@@ -85,9 +85,8 @@ TEST_CASE("Ctrl-C saves, and the run goes on from there bit for bit") {
   const std::string whole = files.at("whole"), pieces = files.at("pieces");
   CHECK(train(options + whole).status == 0);
 
-  const Run stopped = run_command(
-      std::string(ELWISE_TOOLS_DIR) + "/train_lm " + options + pieces + " & program=$!\n" + "while [ ! -e " +
-      pieces + "/checkpoint.json ]; do sleep 0.01; done\n" + "kill -INT $program\nwait $program");
+  const Run stopped = signalled_run(std::string(ELWISE_TOOLS_DIR) + "/train_lm " + options + pieces,
+                                    "[ -e " + pieces + "/checkpoint.json ]", "INT", {pieces});
   CHECK_MESSAGE(stopped.status == 130, stopped.output);
   CHECK_MESSAGE(contains(stopped.output, "saved: --resume goes on"), stopped.output);
   CHECK_FALSE(contains(stopped.output, "held out "));

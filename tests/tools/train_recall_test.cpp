@@ -22,8 +22,10 @@ using tools::RecallConfig;
 using tools::RecallSplit;
 using tools::RecallTask;
 
+const std::string kProgram = std::string(ELWISE_TOOLS_DIR) + "/train_recall ";
+
 Run recall(const std::string& arguments) {
-  return run_command(std::string(ELWISE_TOOLS_DIR) + "/train_recall " + arguments);
+  return run_command(kProgram + arguments);
 }
 
 /// A task and a model that take a moment.
@@ -144,11 +146,10 @@ TEST_CASE("Ctrl-C stops the runs, and --resume goes on bit for bit") {
   CHECK(recall(options + whole + " --json " + (folder / "whole.json").string()).status == 0);
 
   const std::string json = " --json " + (folder / "pieces.json").string();
-  const Run stopped = run_command(std::string(ELWISE_TOOLS_DIR) + "/train_recall " + options + pieces + json +
-                                  " & program=$!\nwhile [ ! -e " + pieces +
-                                  "/ea-2-length-16-pairs-1-seed-4 ]; do sleep 0.01; done\n" +
-                                  "kill -INT $program\nwait $program");
-  CHECK_MESSAGE((stopped.status == 130 || stopped.status == 0), stopped.output);
+  const Run stopped =
+      signalled_run(kProgram + options + pieces + json, "[ -e " + pieces + "/ea-2-length-16-pairs-1-seed-4 ]",
+                    "INT", {pieces, folder / "pieces.json"});
+  CHECK_MESSAGE(stopped.status == 130, stopped.output);
   const Run refused = recall(options + pieces + json);
   CHECK_MESSAGE(refused.status == 2, refused.output);
   const Run resumed = recall(options + pieces + json + " --resume --threads 2");
