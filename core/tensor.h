@@ -101,6 +101,7 @@ class Tensor {
   /// before it runs, has its hooks called after the last one or at the end. An empty hook takes the present
   /// one away. Throws Error for a second hook, and for the result of a recorded op.
   void set_complete_gradient_hook(std::function<void(const Tensor& leaf)> hook) const;
+  /// True while such a hook is set.
   bool has_complete_gradient_hook() const;
 
   std::shared_ptr<AutogradState>& autograd_state() const { return impl().autograd; }

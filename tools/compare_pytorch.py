@@ -141,7 +141,6 @@ def parse_arguments() -> argparse.Namespace:
         if "ea" in options.attention or options.device != "cpu":
             parser.error("generate: expected sa or ea-N on the CPU: PyTorch's half has no other step")
         options.no_compile = options.causal = True
-        options.step_in_backward = False
     return options
 
 

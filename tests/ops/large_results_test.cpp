@@ -8,7 +8,8 @@
 #include "tests/support/op_test.h"
 
 // Results that are larger than the caches are written past them, by other stores than the same elements in a
-// smaller tensor. The sizes here are just above the CPU kernels' threshold, and half of them below it.
+// smaller tensor. The sizes here are above the CPU kernels' threshold (kStreamBytes), and half of them below
+// it.
 
 namespace elwise::testing {
 namespace {
