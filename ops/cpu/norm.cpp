@@ -17,10 +17,10 @@ HWY_BEFORE_NAMESPACE();
 namespace elwise::cpu::HWY_NAMESPACE {
 namespace {
 
-/// Asks for element i of the row after `row`, while this one is worked on in the cache. Null: nothing.
+/// Asks for element i of a row that is read later. Null: nothing.
 template <class T>
-HWY_INLINE void prefetch_next(const void* matrix, int64_t row, int64_t cols, int64_t i) {
-  if (matrix != nullptr) hwy::Prefetch(static_cast<const T*>(matrix) + (row + 1) * cols + i);
+HWY_INLINE void prefetch(const void* matrix, int64_t row, int64_t cols, int64_t i) {
+  if (matrix != nullptr) prefetch_far(static_cast<const T*>(matrix) + row * cols + i);
 }
 
 /// One row of LayerNormForward. The row comes from memory once: it stays in cache for the later passes.
@@ -49,19 +49,19 @@ void normalise_row(const LayerNormForward& args, int64_t row, bool stream) {
   const auto first_lanes = hn::Set(d, first);
   const double count = static_cast<double>(cols);
   const double shift = sum_terms(d, 0, cols, [&](int64_t i, int64_t n) HWY_ATTR {
+    prefetch<T>(args.residual, row + 1, cols, i);
     const auto h = load_h(i, n);
-    if (sum != nullptr) store_lanes(d, h, sum + i, n);
+    if (sum != nullptr) store_lanes(d, h, sum + i, n, stream);
     return hn::Sub(h, first_lanes);
   });
-  if (sum != nullptr) {
+  if (sum != nullptr && !stream) {
     x = sum;
     residual = nullptr;
   }
   const auto mean = static_cast<Compute<T>>(first + shift / count);
   const auto mean_lanes = hn::Set(d, mean);
   const double squares = sum_terms(d, 0, cols, [&](int64_t i, int64_t n) HWY_ATTR {
-    prefetch_next<T>(args.x, row, cols, i);
-    prefetch_next<T>(args.residual, row, cols, i);
+    prefetch<T>(args.x, row + 1, cols, i);
     const auto centred = hn::Sub(load_h(i, n), mean_lanes);
     return hn::Mul(centred, centred);
   });
@@ -77,15 +77,16 @@ void normalise_row(const LayerNormForward& args, int64_t row, bool stream) {
     auto v = hn::Mul(hn::Sub(load_h(i, n), mean_lanes), rstd_lanes);
     if (weight != nullptr) v = hn::Mul(v, load_lanes(d, weight + i, n));
     if (bias != nullptr) v = hn::Add(v, load_lanes(d, bias + i, n));
+    if (!stream) prefetch_far_to_write(y + cols + i);
     store_lanes(d, v, y + i, n, stream);
   });
 }
 
-/// One row of LayerNormBackward; adds its part to dweight and dbias [cols] unless they are null. With
-/// z = (h - mean) * rstd and g = dy * weight: dx = rstd * (g - mean(g) - z * mean(g * z)) + dsum.
-template <class T>
-void backward_row(const LayerNormBackward& args, int64_t row, Compute<T>* dweight, Compute<T>* dbias,
-                  bool stream) {
+/// R rows of LayerNormBackward from `row` on; adds their part to dweight and dbias [cols] unless they are
+/// null. With z = (h - mean) * rstd and g = dy * weight: dx = rstd * (g - mean(g) - z * mean(g * z)) + dsum.
+template <class T, int R>
+void backward_rows(const LayerNormBackward& args, int64_t row, Compute<T>* dweight, Compute<T>* dbias,
+                   bool stream) {
   using D = hn::ScalableTag<Compute<T>>;
   using V = hn::Vec<D>;
   const D d;
@@ -94,34 +95,50 @@ void backward_row(const LayerNormBackward& args, int64_t row, Compute<T>* dweigh
   const T* dy = static_cast<const T*>(args.dy) + row * cols;
   const T* dsum = args.dsum == nullptr ? nullptr : static_cast<const T*>(args.dsum) + row * cols;
   const T* weight = static_cast<const T*>(args.weight);
-  const V mean = hn::Set(d, static_cast<const Compute<T>*>(args.mean)[row]);
-  const V rstd = hn::Set(d, static_cast<const Compute<T>*>(args.rstd)[row]);
-  const auto load_z = [&](int64_t i, int64_t n)
-                          HWY_ATTR { return hn::Mul(hn::Sub(load_lanes(d, h + i, n), mean), rstd); };
-  const auto weigh = [&](V v, int64_t i, int64_t n) HWY_ATTR {
-    return weight == nullptr ? v : hn::Mul(v, load_lanes(d, weight + i, n));
+  const auto load_weight = [&](int64_t i, int64_t n) HWY_ATTR {
+    return weight == nullptr ? hn::Set(d, Compute<T>(1)) : load_lanes(d, weight + i, n);
   };
-  const auto sums = sum_terms<2>(d, 0, cols, [&](int64_t i, int64_t n) HWY_ATTR {
-    const V z = load_z(i, n), dy_lanes = load_lanes(d, dy + i, n);
-    if (dweight != nullptr) {
-      store_lanes(d, hn::MulAdd(dy_lanes, z, load_lanes(d, dweight + i, n)), dweight + i, n);
-      store_lanes(d, hn::Add(dy_lanes, load_lanes(d, dbias + i, n)), dbias + i, n);
-    }
-    const V g = weigh(dy_lanes, i, n);
-    return Terms<D, 2>{{g, hn::Mul(g, z)}};
-  });
-  const V mean_g = hn::Set(d, static_cast<Compute<T>>(sums[0] / static_cast<double>(cols)));
-  const V mean_gz = hn::Set(d, static_cast<Compute<T>>(sums[1] / static_cast<double>(cols)));
+
+  V mean[R], rstd[R], mean_g[R], mean_gz[R];
+  const auto load_z = [&](int r, int64_t i, int64_t n) HWY_ATTR {
+    return hn::Mul(hn::Sub(load_lanes(d, h + r * cols + i, n), mean[r]), rstd[r]);
+  };
+  for (int r = 0; r < R; ++r) {
+    mean[r] = hn::Set(d, static_cast<const Compute<T>*>(args.mean)[row + r]);
+    rstd[r] = hn::Set(d, static_cast<const Compute<T>*>(args.rstd)[row + r]);
+    const auto sums = sum_terms<2>(d, 0, cols, [&](int64_t i, int64_t n) HWY_ATTR {
+      prefetch<T>(args.h, row + R + r, cols, i);
+      const V g = hn::Mul(load_lanes(d, dy + r * cols + i, n), load_weight(i, n));
+      return Terms<D, 2>{{g, hn::Mul(g, load_z(r, i, n))}};
+    });
+    mean_g[r] = hn::Set(d, static_cast<Compute<T>>(sums[0] / static_cast<double>(cols)));
+    mean_gz[r] = hn::Set(d, static_cast<Compute<T>>(sums[1] / static_cast<double>(cols)));
+  }
+
   T* dx = static_cast<T*>(args.dx) + row * cols;
   for_each_vector(d, 0, cols, [&](int64_t i, int64_t n) HWY_ATTR {
-    prefetch_next<T>(args.h, row, cols, i);
-    prefetch_next<T>(args.dy, row, cols, i);
-    prefetch_next<T>(args.dsum, row, cols, i);
-    const V g = weigh(load_lanes(d, dy + i, n), i, n);
-    const V centred = hn::NegMulAdd(load_z(i, n), mean_gz, hn::Sub(g, mean_g));
-    const V v =
-        dsum == nullptr ? hn::Mul(centred, rstd) : hn::MulAdd(centred, rstd, load_lanes(d, dsum + i, n));
-    store_lanes(d, v, dx + i, n, stream);
+    const V w = load_weight(i, n);
+    V dweight_lanes = hn::Zero(d), dbias_lanes = hn::Zero(d);
+    if (dweight != nullptr) {
+      dweight_lanes = load_lanes(d, dweight + i, n);
+      dbias_lanes = load_lanes(d, dbias + i, n);
+    }
+    for (int r = 0; r < R; ++r) {
+      prefetch<T>(args.dy, row + R + r, cols, i);
+      prefetch<T>(args.dsum, row + R + r, cols, i);
+      const V z = load_z(r, i, n), dy_lanes = load_lanes(d, dy + r * cols + i, n);
+      dweight_lanes = hn::MulAdd(dy_lanes, z, dweight_lanes);
+      dbias_lanes = hn::Add(dy_lanes, dbias_lanes);
+      const V centred = hn::NegMulAdd(z, mean_gz[r], hn::Sub(hn::Mul(dy_lanes, w), mean_g[r]));
+      const V v = dsum == nullptr ? hn::Mul(centred, rstd[r])
+                                  : hn::MulAdd(centred, rstd[r], load_lanes(d, dsum + r * cols + i, n));
+      if (!stream) prefetch_far_to_write(dx + (r + R) * cols + i);
+      store_lanes(d, v, dx + r * cols + i, n, stream);
+    }
+    if (dweight != nullptr) {
+      store_lanes(d, dweight_lanes, dweight + i, n);
+      store_lanes(d, dbias_lanes, dbias + i, n);
+    }
   });
 }
 
@@ -157,6 +174,10 @@ void forward(const LayerNormForward& args) {
 /// few.
 constexpr int64_t kRowsPerPartial = 64;
 
+/// Rows that share the loads and stores of dweight and dbias; their h and dy stay in the first level of
+/// cache.
+constexpr int kRowsAtOnce = 4;
+
 int64_t count_partials(int64_t rows) {
   return (rows + kRowsPerPartial - 1) / kRowsPerPartial;
 }
@@ -173,9 +194,11 @@ void backward_partial(const LayerNormBackward& args, int64_t p) {
   }
   const int64_t end = std::min(args.rows, (p + 1) * kRowsPerPartial);
   const bool stream = may_stream<T>(args.dx, args.rows, args.cols);
-  for (int64_t row = p * kRowsPerPartial; row < end; ++row) {
-    backward_row<T>(args, row, dweight, dbias, stream);
+  int64_t row = p * kRowsPerPartial;
+  for (; row + kRowsAtOnce <= end; row += kRowsAtOnce) {
+    backward_rows<T, kRowsAtOnce>(args, row, dweight, dbias, stream);
   }
+  for (; row < end; ++row) backward_rows<T, 1>(args, row, dweight, dbias, stream);
   hwy::FlushStream();
 }
 

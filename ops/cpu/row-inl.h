@@ -104,6 +104,17 @@ HWY_INLINE void store_lanes(D d, hn::VFromD<D> v, BFloat16* to, int64_t n, bool 
   store_lanes(d16, FloatToBf16Bits(d, v), reinterpret_cast<uint16_t*>(to), n, stream);
 }
 
+/// Asks for the cache line at `p`, which is read some kilobytes from now: up to the second level, as the
+/// first would lose what is worked on until then. May point beyond the tensor.
+HWY_INLINE void prefetch_far(const void* p) {
+  __builtin_prefetch(p, 0, 2);
+}
+
+/// The same for a line that will be written.
+HWY_INLINE void prefetch_far_to_write(const void* p) {
+  __builtin_prefetch(p, 1, 2);
+}
+
 /// Calls body(i, n) for each vector of [begin, end): lanes i .. i + n - 1, n = Lanes(d) but in the last.
 template <class D, class Body>
 HWY_INLINE void for_each_vector(D d, int64_t begin, int64_t end, const Body& body) {
