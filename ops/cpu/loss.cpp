@@ -45,6 +45,7 @@ void cross_entropy_forward_rows(const CrossEntropyForward& args) {
           max_terms(d, args.classes, [&](int64_t i, int64_t n) HWY_ATTR { return load_lanes(d, x + i, n); });
       const auto shift = hn::Set(d, largest);
       const double sum = sum_terms(d, 0, args.classes, [&](int64_t i, int64_t n) HWY_ATTR {
+        prefetch_far(x + args.classes + i);
         return ExpNonPositive(d, hn::Sub(load_lanes(d, x + i, n), shift));
       });
       const double logarithm = std::log(sum);

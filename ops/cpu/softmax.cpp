@@ -46,7 +46,7 @@ Compute<T>* exponentials(T* y, int64_t count, bool stream) {
 /// y = softmax(x) over [0, count), of which `visible` hides some columns unless it is null (kMasked false).
 /// What the hidden columns hold has no effect. `stream`: y bypasses the caches.
 template <class T, bool kMasked>
-void softmax_row(const T* x, T* y, int64_t count, const bool* visible, bool stream) {
+void softmax_row(const T* x, T* y, int64_t count, int64_t cols, const bool* visible, bool stream) {
   const hn::ScalableTag<Compute<T>> d;
   const auto hidden = hn::Set(d, -std::numeric_limits<Compute<T>>::infinity());
   const auto load_logits = [=](int64_t i, int64_t n) HWY_ATTR {
@@ -60,6 +60,7 @@ void softmax_row(const T* x, T* y, int64_t count, const bool* visible, bool stre
   Compute<T>* e = exponentials(y, count, stream);
   const auto largest = hn::Set(d, max_terms(d, count, load_logits));
   const double sum = sum_terms(d, 0, count, [&](int64_t i, int64_t n) HWY_ATTR {
+    prefetch_far(x + cols + i);
     const auto v = ExpNonPositive(d, hn::Sub(load_logits(i, n), largest));
     store_lanes(d, v, e + i, n);
     return v;
@@ -92,13 +93,13 @@ void forward(const SoftmaxForward& args) {
       T* y = static_cast<T*>(args.y) + row * cols;
       int64_t count = args.causal ? std::min(cols, row % args.queries + 1) : cols;
       if (args.key_mask == nullptr) {
-        softmax_row<T, false>(x, y, count, nullptr, stream);
+        softmax_row<T, false>(x, y, count, cols, nullptr, stream);
       } else {
         const bool* visible = args.key_mask + row / (args.rows / args.batch) * cols;
         if (std::find(visible, visible + count, true) == visible + count) {
           count = 0;
         } else {
-          softmax_row<T, true>(x, y, count, visible, stream);
+          softmax_row<T, true>(x, y, count, cols, visible, stream);
         }
       }
       clear_rest(y, count, cols, stream);
