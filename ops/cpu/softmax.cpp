@@ -44,7 +44,8 @@ Compute<T>* exponentials(T* y, int64_t count, bool stream) {
 }
 
 /// y = softmax(x) over [0, count), of which `visible` hides some columns unless it is null (kMasked false).
-/// What the hidden columns hold has no effect. `stream`: y bypasses the caches.
+/// What the hidden columns hold has no effect. `stream`: y bypasses the caches, in whole vectors, with zeros
+/// from column `count` on.
 template <class T, bool kMasked>
 void softmax_row(const T* x, T* y, int64_t count, int64_t cols, const bool* visible, bool stream) {
   const hn::ScalableTag<Compute<T>> d;
@@ -69,17 +70,23 @@ void softmax_row(const T* x, T* y, int64_t count, int64_t cols, const bool* visi
   for_each_vector(d, 0, count, [&](int64_t i, int64_t n) HWY_ATTR {
     auto v = hn::Mul(load_lanes(d, e + i, n), scale);
     if constexpr (kMasked) v = hn::IfThenElseZero(load_mask(d, visible + i, n), v);
-    store_lanes(d, v, y + i, n, stream && n == static_cast<int64_t>(hn::Lanes(d)));
+    if (n < static_cast<int64_t>(hn::Lanes(d)))
+      v = hn::IfThenElseZero(hn::FirstN(d, static_cast<size_t>(n)), v);
+    store_lanes(d, v, y + i, n, stream);
   });
 }
 
-/// y = 0 from column `count` on.
+/// y = 0 from column `count` on, behind softmax_row. Nothing but streams if y does: an ordinary store would
+/// wait for its cache line, and all others behind it.
 template <class T>
 void clear_rest(T* y, int64_t count, int64_t cols, bool stream) {
+  if (!stream) {
+    std::fill(y + count, y + cols, T());
+    return;
+  }
   const hn::ScalableTag<Compute<T>> d;
-  const int64_t lines = stream ? std::min(count + to_next_line(y + count), cols) : cols;
-  std::fill(y + count, y + lines, T());
-  for_each_vector(d, lines, cols,
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d)), begin = (count + lanes - 1) / lanes * lanes;
+  for_each_vector(d, begin, cols,
                   [&](int64_t i, int64_t n) HWY_ATTR { store_lanes(d, hn::Zero(d), y + i, n, true); });
 }
 
