@@ -33,9 +33,9 @@ struct ForwardRows {
 
   HWY_INLINE void prefetch_ahead(int64_t row) const {
     const int64_t at = row * stride + ahead;
-    prefetch(q + at);
-    prefetch(k + at);
-    prefetch(v + at);
+    prefetch_far(q + at);
+    prefetch_far(k + at);
+    prefetch_far(v + at);
   }
 };
 
@@ -47,8 +47,8 @@ HWY_INLINE void walk_rows(const ForwardRows<T> rows, int64_t begin, int64_t end,
   for (int64_t row = begin; row < end; ++row) {
     const int64_t at = row * rows.stride;
     if constexpr (kAddKeys) {
-      prefetch(rows.k + at + rows.ahead);
-      prefetch(rows.v + at + rows.ahead);
+      prefetch_far(rows.k + at + rows.ahead);
+      prefetch_far(rows.v + at + rows.ahead);
       if (rows.visible[row]) {
         const Vec<T> k = hn::LoadU(d, rows.k + at), v = hn::LoadU(d, rows.v + at), magnitude = hn::Abs(k);
         Vec<T> factor;
@@ -57,7 +57,7 @@ HWY_INLINE void walk_rows(const ForwardRows<T> rows, int64_t begin, int64_t end,
       }
     }
     if constexpr (kAnswerQueries) {
-      prefetch(rows.q + at + rows.ahead);
+      prefetch_far(rows.q + at + rows.ahead);
       store_lanes(d, answer(moments, hn::LoadU(d, rows.q + at)), rows.y + at, kLanes<T>, rows.stream);
     }
   }

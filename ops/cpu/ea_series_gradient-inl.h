@@ -47,7 +47,7 @@ struct BackwardRows : BackwardTensors<T> {
 
   HWY_INLINE void prefetch_ahead(int64_t row) const {
     const int64_t at = row * stride + ahead;
-    for (const T* tensor : {this->q, this->k, this->v, this->dy}) prefetch(tensor + at);
+    for (const T* tensor : {this->q, this->k, this->v, this->dy}) prefetch_far(tensor + at);
   }
 };
 
@@ -98,11 +98,11 @@ HWY_INLINE void walk_queries(const BackwardRows<T> rows, int64_t begin, int64_t 
   const Tag<T> d;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t at = row * rows.stride, next = at + rows.ahead, kept = row * kLanes<T>;
-    prefetch(rows.q + next);
-    prefetch(rows.dy + next);
+    prefetch_far(rows.q + next);
+    prefetch_far(rows.dy + next);
     if constexpr (kAddKeys) {
-      prefetch(rows.k + next);
-      prefetch(rows.v + next);
+      prefetch_far(rows.k + next);
+      prefetch_far(rows.v + next);
       scratch.moved[row] = false;
       if (rows.visible[row]) {
         const Vec<T> k = hn::LoadU(d, rows.k + at), v = hn::LoadU(d, rows.v + at), magnitude = hn::Abs(k);
@@ -352,8 +352,8 @@ HWY_INLINE void walk_keys(const BackwardRows<T> rows, const GradientSums<T, kOrd
   const Tag<T> d;
   for (int64_t row = 0; row < rows.rows; ++row) {
     const int64_t at = row * rows.stride;
-    prefetch(rows.k + at + rows.ahead);
-    prefetch(rows.v + at + rows.ahead);
+    prefetch_far(rows.k + at + rows.ahead);
+    prefetch_far(rows.v + at + rows.ahead);
     if (rows.visible[row]) {
       const Vec<T> weight = scale_ratio<T>(reference, hn::Abs(hn::LoadU(d, rows.k + at)));
       write_key_gradient(rows, at, sums, weight);

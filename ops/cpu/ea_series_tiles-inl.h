@@ -32,11 +32,6 @@ static_assert(kEaSeriesChunk % kBlock == 0);
 /// Every so many carries are those before a piece.
 inline constexpr int64_t kPieceChunks = kEaSeriesPiece / kEaSeriesChunk;
 
-/// Asks for a row of the next block: into the second-level cache, as the first holds this block.
-HWY_INLINE void prefetch(const void* address) {
-  __builtin_prefetch(address, 0, 2);
-}
-
 inline constexpr auto kAllVisible = [] {
   std::array<bool, kEaSeriesChunk> all{};
   all.fill(true);
@@ -138,7 +133,7 @@ HWY_NOINLINE void pad_rows(const S* from, int64_t stride, int64_t rows, int64_t 
                            Compute<S>* to) {
   const Tag<Compute<S>> d;
   for (int64_t row = 0; row < rows; ++row) {
-    prefetch(from + row * stride + ahead);
+    prefetch_far(from + row * stride + ahead);
     hn::Store(load_lanes(d, from + row * stride, lanes), d, to + row * kLanes<Compute<S>>);
   }
 }
