@@ -2,6 +2,7 @@
 
 #include "ops/elementwise.h"
 #include "ops/loss.h"
+#include "ops/norm.h"
 #include "ops/softmax.h"
 #include "ops/softmax_attention.h"
 #include "ops/view.h"
@@ -99,6 +100,24 @@ TEST_CASE("large results have the bits of small ones: the weights of attention, 
             },
             inputs);
       }
+    }
+  }
+}
+
+TEST_CASE("large results have the bits of small ones: layer normalisation, with a residual and without") {
+  if (test_device() != kCpu) return;
+  for (const DType dtype : kDTypes) {
+    for (const int64_t cols : {768, 769}) {
+      const Tensor weight = cast(uniform({cols}), dtype), bias = cast(uniform({cols}), dtype);
+      const Tensor x = large(cols, dtype), residual = large(cols, dtype);
+      check_halves("layer_norm",
+                   [&](const std::vector<Tensor>& in) { return layer_norm(in[0], weight, bias); }, {x});
+      check_halves("add_layer_norm",
+                   [&](const std::vector<Tensor>& in) {
+                     const AddLayerNormResult result = add_layer_norm(in[0], in[1], weight, bias);
+                     return add(result.normalized, result.sum);
+                   },
+                   {x, residual});
     }
   }
 }
