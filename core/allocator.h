@@ -30,7 +30,7 @@ class CountingAllocator {
   virtual void poison(void*, int64_t) {}
 
  protected:
-  virtual void* obtain(int64_t bytes);
+  virtual void* obtain(int64_t bytes, MemoryTag tag);
   virtual void give_back(void*, int64_t) {}
   virtual void drop_cache() {}
   /// Bytes that were taken from the system.
@@ -56,22 +56,30 @@ class CountingAllocator {
 };
 
 /// A pool for small blocks beside one for large ones, so that small tensors that live long do not break up
-/// large segments.
+/// large segments, and one for an optimizer's state: it comes when the first step's activations are gone, and
+/// in their place it would send those of the second step to the system once more.
 class BlockPools {
  public:
   explicit BlockPools(SegmentSource source = system_memory())
-      : small_(2 * kSmall, source), large_(64 * kSmall, source) {}
+      : small_(2 * kSmall, source), large_(64 * kSmall, source), state_(64 * kSmall, source) {}
 
-  BlockPool& of(int64_t bytes) { return bytes < kSmall ? small_ : large_; }
+  BlockPool& for_new(int64_t bytes, MemoryTag tag) {
+    return bytes < kSmall ? small_ : tag == MemoryTag::optimizer ? state_ : large_;
+  }
+  /// The tag may have changed since.
+  void give_back(void* block, int64_t bytes) {
+    (bytes < kSmall ? small_ : state_.holds(block) ? state_ : large_).give_back(block);
+  }
   void release() {
     small_.release();
     large_.release();
+    state_.release();
   }
-  int64_t held() const { return small_.held() + large_.held(); }
+  int64_t held() const { return small_.held() + large_.held() + state_.held(); }
 
  private:
   static constexpr int64_t kSmall = int64_t{1} << 20;
-  BlockPool small_, large_;
+  BlockPool small_, large_, state_;
 };
 
 }  // namespace elwise

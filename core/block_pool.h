@@ -49,6 +49,10 @@ class BlockPool {
   /// it. Null if the source has no more.
   void* grow(int64_t bytes, bool exact);
   void give_back(void* block);
+  /// True for a block that was taken from here.
+  bool holds(void* block) const {
+    return blocks_.contains(static_cast<char*>(block));
+  }
   /// Gives segments without a block in use back to the source.
   void release();
 

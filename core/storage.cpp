@@ -54,8 +54,10 @@ class CpuAllocator : public CountingAllocator {
   void poison(void* data, int64_t bytes) override { std::memset(data, 0xFF, static_cast<size_t>(bytes)); }
 
  protected:
-  void* obtain(int64_t bytes) override { return obtain_from(pools_.of(bytes), bytes); }
-  void give_back(void* block, int64_t bytes) override { pools_.of(bytes).give_back(block); }
+  void* obtain(int64_t bytes, MemoryTag tag) override {
+    return obtain_from(pools_.for_new(bytes, tag), bytes);
+  }
+  void give_back(void* block, int64_t bytes) override { pools_.give_back(block, bytes); }
   void drop_cache() override { pools_.release(); }
   int64_t held() const override { return pools_.held(); }
 

@@ -44,11 +44,11 @@ class CudaAllocator : public CountingAllocator {
   }
 
  protected:
-  void* obtain(int64_t bytes) override {
+  void* obtain(int64_t bytes, MemoryTag tag) override {
     const DeviceGuard guard(index_);
     const cudaStream_t stream = current_stream();
     const auto pools = pools_.try_emplace(stream, kDeviceMemory).first;
-    void* block = obtain_from(pools->second.of(bytes), bytes);
+    void* block = obtain_from(pools->second.for_new(bytes, tag), bytes);
     owners_[block] = stream;
     return block;
   }
@@ -58,7 +58,7 @@ class CudaAllocator : public CountingAllocator {
     const cudaStream_t stream = owner->second;
     owners_.erase(owner);
     wait_for_other_uses(block, stream);
-    pools_.at(stream).of(bytes).give_back(block);
+    pools_.at(stream).give_back(block, bytes);
   }
 
   void drop_cache() override {

@@ -146,6 +146,21 @@ TEST_CASE("a step that repeats takes nothing new from the system") {
   CHECK(held() == first);
 }
 
+TEST_CASE("an optimizer's state, made after the first step, leaves the second one its memory") {
+  empty_memory_cache(kCpu);
+  const auto activations = [] { const Storage a(100 * kMiB, kCpu), b(90 * kMiB, kCpu); };
+  activations();
+  const MemoryTagGuard tag(MemoryTag::optimizer);
+  Storage state(60 * kMiB, kCpu);
+  const int64_t first = held();
+  {
+    const MemoryTagGuard no_state(MemoryTag::activations);
+    activations();
+  }
+  CHECK(held() == first);
+  state.set_tag(MemoryTag::parameters);  // it still goes back to where it came from
+}
+
 TEST_CASE("an allocation past the limit is refused with the numbers") {
   REQUIRE(in_use(kMeta) == 0);
   const LimitGuard limit(kMeta, 2 * kMiB);
