@@ -22,7 +22,7 @@ namespace {
 constexpr int64_t kMostColumns = 1024, kFewColumns = 256;
 constexpr int64_t kManySequences = 16;
 
-/// Rows between the one that is read and the one that is prefetched, to the second-level cache: the pieces of
+/// Rows between the one that is read and the one that is prefetched: the pieces of
 /// rows are too short and too far apart for the hardware to see a stream.
 constexpr int64_t kPrefetchRows = 8;
 
@@ -32,8 +32,8 @@ template <class T>
 HWY_INLINE void add_row(const T* x, int64_t cols, int64_t later, double* sum, T* y) {
   const hn::ScalableTag<double> d64;
   for_each_vector(d64, 0, cols, [=](int64_t i, int64_t n) HWY_ATTR {
-    __builtin_prefetch(x + later + i, 0, 2);
-    __builtin_prefetch(y + later + i, 0, 2);
+    prefetch_far(x + later + i);
+    prefetch_far(y + later + i);
     auto total = hn::LoadU(d64, sum + i);
     if constexpr (sizeof(T) == 8) {
       total = hn::Add(total, load_lanes(d64, x + i, n));

@@ -23,12 +23,6 @@ constexpr int64_t kGrain = int64_t{1} << 15;
 template <int64_t kM>
 constexpr int64_t kBlockK = 16 * kM;
 
-/// Asks for a line of memory in the second-level cache, which takes more requests at a time than the first:
-/// on Zen 4 a product reads 40 GB/s so, and 30 with requests to the first level or with the processor's own.
-HWY_INLINE void prefetch(const void* line) {
-  __builtin_prefetch(line, 0, 2);
-}
-
 /// One of the products, with the strides of a, b and c resolved.
 template <class T>
 struct Product {
@@ -117,7 +111,7 @@ HWY_INLINE void dot_columns(const Product<T>& product, int64_t begin) {
 #pragma GCC unroll 8
     for (int64_t j = 0; j < kCols; ++j) {
 #pragma GCC unroll 3
-      for (int64_t i = 0; i < kRowsRequests<kM>; ++i) prefetch(b + (j + kRowsAhead[i]) * product.ldb + p);
+      for (int64_t i = 0; i < kRowsRequests<kM>; ++i) prefetch_far(b + (j + kRowsAhead[i]) * product.ldb + p);
       columns[j] = load_lanes(d, b + j * product.ldb + p, lanes);
       keep_in_register(columns[j]);
     }
@@ -174,7 +168,7 @@ HWY_INLINE void add_rows(const Product<T>& product, int64_t begin, const int64_t
 #pragma GCC unroll 8
     for (int64_t j = 0; j < kVectors; ++j) {
 #pragma GCC unroll 3
-      for (int64_t i = 0; i < kColumnsRequests<kM>; ++i) prefetch(b + ahead[i] + j * lanes);
+      for (int64_t i = 0; i < kColumnsRequests<kM>; ++i) prefetch_far(b + ahead[i] + j * lanes);
       columns[j] = hn::LoadU(d, b + j * lanes);
       keep_in_register(columns[j]);
     }

@@ -54,7 +54,7 @@ void normalise_row(const LayerNormForward& args, int64_t row, bool stream) {
     if (sum != nullptr) store_lanes(d, h, sum + i, n, stream);
     return hn::Sub(h, first_lanes);
   });
-  if (sum != nullptr && !stream) {
+  if (sum != nullptr && !stream) {  // past the caches it would have to be read from memory again
     x = sum;
     residual = nullptr;
   }

@@ -104,8 +104,9 @@ HWY_INLINE void store_lanes(D d, hn::VFromD<D> v, BFloat16* to, int64_t n, bool 
   store_lanes(d16, FloatToBf16Bits(d, v), reinterpret_cast<uint16_t*>(to), n, stream);
 }
 
-/// Asks for the cache line at `p`, which is read some kilobytes from now: up to the second level, as the
-/// first would lose what is worked on until then. May point beyond the tensor.
+/// Asks for the cache line at `p`, which is read some kilobytes from now: up to the second level, which takes
+/// more requests at a time than the first, and does not lose for it what is worked on until then. May point
+/// beyond the tensor.
 HWY_INLINE void prefetch_far(const void* p) {
   __builtin_prefetch(p, 0, 2);
 }

@@ -114,7 +114,7 @@ TEST_CASE(
     const std::string saved = options + "--checkpoint " + files.at(name) + " --json " + json;
     const Run killed = signalled_run(kProgram + saved + " >" + out,
                                      "[ $(grep -c epoch " + out + ") -gt " + std::to_string(after) + " ]",
-                                     signal, {files.at(name), json});
+                                     signal, {files.at(name), json, out});
     CHECK_MESSAGE(killed.status == (signal == "KILL" ? 128 + 9 : 130), killed.output);
     const Run resumed = train(saved + " --resume --threads 2");
     CHECK_MESSAGE(resumed.status == 0, resumed.output);
