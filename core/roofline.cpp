@@ -7,6 +7,7 @@
 #include <functional>
 
 #include "core/block_pool.h"
+#include "core/cpu_features.h"
 #include "core/cuda_backend.h"
 #include "core/error.h"
 #include "core/parallel.h"
@@ -129,7 +130,6 @@ double peak_of(const std::function<double(int64_t rounds)>& kernel) {
 #if HWY_ARCH_X86_64 && HWY_COMPILER_GCC_ACTUAL
 constexpr int kBf16Chains = 12;
 
-/// Highway 1.0.3 has no target with the processor's bf16 products.
 __attribute__((target("avx512f,avx512bf16"))) double bf16_multiply_adds(int64_t rounds) {
   const __m512bh factor = (__m512bh)_mm512_set1_epi16(0x3c00);
   __m512 chains[kBf16Chains];
@@ -143,16 +143,9 @@ __attribute__((target("avx512f,avx512bf16"))) double bf16_multiply_adds(int64_t 
   (void)sink;
   return 2.0 * 32 * kBf16Chains * static_cast<double>(rounds);
 }
-
-bool has_bf16_products() {
-  return __builtin_cpu_supports("avx512bf16") != 0;
-}
 #else
 double bf16_multiply_adds(int64_t rounds) {
   return HWY_DYNAMIC_DISPATCH(f32_multiply_adds)(rounds);
-}
-bool has_bf16_products() {
-  return false;
 }
 #endif
 
@@ -183,7 +176,7 @@ class CpuProbe : public RooflineProbe {
     return {.copy_bytes_per_s = 2.0 * kBufferBytes / copies[kCopies / 2],
             .f64_flops_per_s = peak_of(HWY_DYNAMIC_DISPATCH(f64_multiply_adds)),
             .f32_flops_per_s = f32,
-            .bf16_flops_per_s = has_bf16_products() ? peak_of(bf16_multiply_adds) : f32};
+            .bf16_flops_per_s = kHasAvx512Bf16 ? peak_of(bf16_multiply_adds) : f32};
   }
 
   double measure_read_bytes_per_s() override {

@@ -16,6 +16,7 @@
 
 #include <cstdint>
 
+#include "core/cpu_features.h"
 #include "core/dtype.h"
 #include "core/simd_math-inl.h"
 
@@ -77,6 +78,17 @@ HWY_INLINE hn::VFromD<DF> Bf16BitsToFloat(DF df, hn::VFromD<hn::Rebind<uint16_t,
 template <class DF>
 HWY_INLINE hn::VFromD<hn::Rebind<uint16_t, DF>> FloatToBf16Bits(DF, hn::VFromD<DF> v) {
   const hn::Rebind<uint16_t, DF> d16;
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+  if constexpr (hn::MaxLanes(DF()) == 16) {
+    // One instruction for ten. It takes subnormals for 0.
+    constexpr int kSubnormal = 0x20;
+    if (kHasAvx512Bf16 && HWY_LIKELY(_mm512_fpclass_ps_mask(v.raw, kSubnormal) == 0)) {
+      __m256i bits;
+      asm("vcvtneps2bf16 %1, %0" : "=v"(bits) : "v"(v.raw));
+      return hn::VFromD<decltype(d16)>{bits};
+    }
+  }
+#endif
   const hn::RebindToUnsigned<DF> d32;
   const auto word = hn::BitCast(d32, v);
   const auto upper = hn::ShiftRight<16>(word);
