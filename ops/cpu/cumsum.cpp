@@ -22,8 +22,8 @@ namespace {
 constexpr int64_t kMostColumns = 1024, kFewColumns = 256;
 constexpr int64_t kManySequences = 16;
 
-/// Rows between the one that is read and the one that is prefetched: the pieces of
-/// rows are too short and too far apart for the hardware to see a stream.
+/// Rows between the one that is read and the one that is prefetched: the pieces of rows are too short and too
+/// far apart for the hardware to see a stream.
 constexpr int64_t kPrefetchRows = 8;
 
 /// One row of columns: sum += x, y = sum. The running sums are f64 for all data, so that the error does
