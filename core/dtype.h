@@ -11,7 +11,8 @@
 
 namespace elwise {
 
-enum class DType : uint8_t { f32, f64, bf16, i64, boolean };
+/// i16 is only stored: words of an optimizer's state (ops/optimizer_step.h).
+enum class DType : uint8_t { f32, f64, bf16, i64, i16, boolean };
 
 /// Storage format of bf16: the upper half of an f32. Arithmetic happens in f32.
 struct BFloat16 {
@@ -38,6 +39,8 @@ constexpr int64_t size_of(DType dtype) {
       return 2;
     case DType::i64:
       return 8;
+    case DType::i16:
+      return 2;
     case DType::boolean:
       return 1;
   }
@@ -54,6 +57,8 @@ constexpr std::string_view name_of(DType dtype) {
       return "bf16";
     case DType::i64:
       return "i64";
+    case DType::i16:
+      return "i16";
     case DType::boolean:
       return "bool";
   }
@@ -95,6 +100,10 @@ struct DTypeOf<BFloat16> {
 template <>
 struct DTypeOf<int64_t> {
   static constexpr DType value = DType::i64;
+};
+template <>
+struct DTypeOf<int16_t> {
+  static constexpr DType value = DType::i16;
 };
 template <>
 struct DTypeOf<bool> {

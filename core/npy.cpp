@@ -19,8 +19,11 @@ static_assert(std::endian::native == std::endian::little, "the elements are copi
 
 constexpr std::string_view kMagic = "\x93NUMPY";
 constexpr int64_t kMaxHeaderBytes = 65'535;  // what version 1 can say, and far more than kMaxRank sizes need
-constexpr std::pair<std::string_view, DType> kDTypes[] = {
-    {"<f4", DType::f32}, {"<f8", DType::f64}, {"<i8", DType::i64}, {"|b1", DType::boolean}};
+constexpr std::pair<std::string_view, DType> kDTypes[] = {{"<f4", DType::f32},
+                                                          {"<f8", DType::f64},
+                                                          {"<i8", DType::i64},
+                                                          {"<i2", DType::i16},
+                                                          {"|b1", DType::boolean}};
 
 /// The header of a file: {'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }
 struct Header {
@@ -153,7 +156,7 @@ Tensor read_array(InputFile& file) {
     file.read_elements(tensor);
     return tensor;
   }
-  fail("dtype '", *header.descr, "' is not supported ('<f4', '<f8', '<i8' and '|b1' are)");
+  fail("dtype '", *header.descr, "' is not supported ('<f4', '<f8', '<i8', '<i2' and '|b1' are)");
 }
 
 /// Magic, version 1.0, length and dictionary, padded so that the elements start at a multiple of 64.

@@ -7,7 +7,7 @@
 namespace elwise {
 
 // NumPy's .npy format, versions 1 and 2, for little-endian machines. dtypes: f32 '<f4', f64 '<f8', i64 '<i8',
-// bool '|b1'. Only row-major arrays.
+// i16 '<i2', bool '|b1'. Only row-major arrays.
 
 /// The array of the file, on the CPU. Throws Error, naming the file, for anything else.
 Tensor load_npy(const std::filesystem::path& path);

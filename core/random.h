@@ -4,15 +4,11 @@
 #include <cmath>
 #include <cstdint>
 
+#include "core/host_device.h"
+
 // Counter-based random numbers: Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
 // SC 2011). Number i of a stream is a function of (seed, offset, i) alone, so every device and every thread
 // count draws the same numbers.
-
-#ifdef __CUDACC__
-#define ELWISE_HOST_DEVICE __host__ __device__
-#else
-#define ELWISE_HOST_DEVICE
-#endif
 
 namespace elwise {
 

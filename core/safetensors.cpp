@@ -23,11 +23,9 @@ static_assert(std::endian::native == std::endian::little, "the elements are copi
 constexpr int64_t kMaxHeaderBytes = 100'000'000;  // the reference implementation's limit
 constexpr const char* kMetadataKey = "__metadata__";
 constexpr const char* kChecksumKey = "elwise.checksum";  // of the metadata
-constexpr std::pair<std::string_view, DType> kDTypes[] = {{"F32", DType::f32},
-                                                          {"F64", DType::f64},
-                                                          {"BF16", DType::bf16},
-                                                          {"I64", DType::i64},
-                                                          {"BOOL", DType::boolean}};
+constexpr std::pair<std::string_view, DType> kDTypes[] = {{"F32", DType::f32},   {"F64", DType::f64},
+                                                          {"BF16", DType::bf16}, {"I64", DType::i64},
+                                                          {"I16", DType::i16},   {"BOOL", DType::boolean}};
 
 /// A tensor as the header describes it. Its bytes are [begin, end) of what follows the header.
 struct Entry {
@@ -88,7 +86,7 @@ DType read_dtype(const json& object) {
   for (const auto& [known, dtype] : kDTypes) {
     if (name == known) return dtype;
   }
-  fail("dtype ", name.dump(), " is not supported (F32, F64, BF16, I64 and BOOL are)");
+  fail("dtype ", name.dump(), " is not supported (F32, F64, BF16, I64, I16 and BOOL are)");
 }
 
 Entry read_entry(const std::string& name, const json& object) {

@@ -10,7 +10,7 @@ namespace elwise {
 
 // The safetensors format (github.com/huggingface/safetensors): the length of a JSON header as 8 bytes, the
 // header (dtype, shape and place of every tensor, and free text under "__metadata__"), the elements.
-// dtypes: F32, F64, BF16, I64, BOOL. Only for little-endian machines. Files written here have a checksum
+// dtypes: F32, F64, BF16, I64, I16, BOOL. Only for little-endian machines. Files written here have a checksum
 // among the free text, so that damage is found; files of others are read without.
 
 /// Every tensor of the file, on the CPU; `metadata`, where given, receives the free text. Throws Error,

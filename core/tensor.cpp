@@ -19,6 +19,8 @@ void visit_element(const Tensor& tensor, int64_t i, Function&& function) {
       return function(static_cast<float>(tensor.data<BFloat16>()[i]));
     case DType::i64:
       return function(tensor.data<int64_t>()[i]);
+    case DType::i16:
+      return function(tensor.data<int16_t>()[i]);
     case DType::boolean:
       return function(tensor.data<bool>()[i]);
   }

@@ -58,7 +58,8 @@ __global__ void where_kernel(const bool* condition, const T* a, const T* b, T* y
   }
 }
 
-/// One element's conversion. i64 from NaN or beyond its range is its lowest value; bf16 goes through f32.
+/// One element's conversion. An integer from NaN or beyond its range is its lowest value; bf16 goes through
+/// f32.
 template <class To, class From>
 __host__ __device__ __forceinline__ To convert(From value) {
   if constexpr (std::is_same_v<From, __nv_bfloat16>) {
@@ -67,9 +68,10 @@ __host__ __device__ __forceinline__ To convert(From value) {
     return value != From(0);
   } else if constexpr (std::is_same_v<To, __nv_bfloat16>) {
     return To(static_cast<float>(value));
-  } else if constexpr (std::is_same_v<To, int64_t> && std::is_floating_point_v<From>) {
-    const bool fits = value >= From(-0x1p63) && value < From(0x1p63);
-    return fits ? static_cast<int64_t>(value) : INT64_MIN;
+  } else if constexpr (std::is_integral_v<To> && std::is_floating_point_v<From>) {
+    constexpr To kLowest = std::is_same_v<To, int64_t> ? INT64_MIN : INT16_MIN;
+    const bool fits = value >= From(kLowest) && value < -From(kLowest);
+    return fits ? static_cast<To>(value) : kLowest;
   } else {
     return static_cast<To>(value);
   }

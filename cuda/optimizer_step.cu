@@ -46,37 +46,55 @@ struct AdamFactors {
   }
 };
 
-/// The parameters of a step as they are computed with: read from the master copy and written to both where
-/// there is one.
+/// The parameters of a step as they are computed with: of bf16, joined with their remainders where there are
+/// any.
 template <class T>
 struct Parameters {
   T* param;
-  Compute<T>* master;
+  int16_t* remainder;
+
+  template <class Arguments>
+  explicit Parameters(const Arguments& args)
+      : param(static_cast<T*>(args.param)), remainder(static_cast<int16_t*>(args.remainder)) {}
 
   template <int kWidth>
   __device__ __forceinline__ void load(int64_t first, int64_t count, bool aligned,
                                        Compute<T> (&values)[kWidth]) const {
-    if (master != nullptr) return load_elements(master, first, count, aligned, values);
     T stored[kWidth];
     load_elements(param, first, count, aligned, stored);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) values[i] = stored[i];
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      if (remainder == nullptr) return;
+      int16_t rest[kWidth];
+      load_elements(remainder, first, count, aligned, rest);
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) {
+        values[i] = __uint_as_float(join_remainder({__bfloat16_as_ushort(stored[i]), rest[i]}));
+      }
+    }
   }
   template <int kWidth>
   __device__ __forceinline__ void store(int64_t first, int64_t count, bool aligned,
                                         const Compute<T> (&values)[kWidth]) const {
-    if (master != nullptr) store_elements(master, first, count, aligned, values);
     T stored[kWidth];
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) stored[i] = T(values[i]);
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      if (remainder != nullptr) {
+        int16_t rest[kWidth];
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i) {
+          const SplitNumber number = split_remainder(__float_as_uint(values[i]), isnan(values[i]));
+          stored[i] = __ushort_as_bfloat16(number.parameter);
+          rest[i] = number.remainder;
+        }
+        store_elements(remainder, first, count, aligned, rest);
+      }
+    }
     store_elements(param, first, count, aligned, stored);
   }
 };
-
-template <class T, class Arguments>
-Parameters<T> parameters_of(const Arguments& args) {
-  return {static_cast<T*>(args.param), static_cast<Compute<T>*>(args.master)};
-}
 
 template <class T>
 __global__ void adam_kernel(Parameters<T> parameters, const T* grad, Compute<T>* m, Compute<T>* v,
@@ -152,9 +170,9 @@ struct StoreSum {
 
 void adam_step(const AdamStep& args) {
   dispatch_floating(args.dtype, "adam_step", [&]<class T>() {
-    const bool aligned = is_aligned(args.param, args.grad, args.m, args.v, args.master);
+    const bool aligned = is_aligned(args.param, args.grad, args.m, args.v, args.remainder);
     launch<adam_kernel<T>>({.grid = grid_for(ceil_div(args.count, kVectorWidth<T>)), .block = kThreads},
-                           parameters_of<T>(args), static_cast<const T*>(args.grad),
+                           Parameters<T>(args), static_cast<const T*>(args.grad),
                            static_cast<Compute<T>*>(args.m), static_cast<Compute<T>*>(args.v), args.count,
                            AdamFactors<Compute<T>>(args), aligned);
   });
@@ -163,8 +181,8 @@ void adam_step(const AdamStep& args) {
 void sgd_step(const SgdStep& args) {
   dispatch_floating(args.dtype, "sgd_step", [&]<class T>() {
     launch<sgd_kernel<T>>({.grid = grid_for(ceil_div(args.count, kVectorWidth<T>)), .block = kThreads}, args,
-                          parameters_of<T>(args),
-                          is_aligned(args.param, args.grad, args.velocity, args.master));
+                          Parameters<T>(args),
+                          is_aligned(args.param, args.grad, args.velocity, args.remainder));
   });
 }
 

@@ -33,6 +33,8 @@ decltype(auto) dispatch_any(DType dtype, std::string_view kernel, Function&& fun
   switch (dtype) {
     case DType::i64:
       return function.template operator()<int64_t>();
+    case DType::i16:
+      return function.template operator()<int16_t>();
     case DType::boolean:
       return function.template operator()<bool>();
     default:

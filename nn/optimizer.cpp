@@ -6,7 +6,7 @@
 namespace elwise::nn {
 namespace {
 
-constexpr const char *kStepsSuffix = ".steps", *kMasterSuffix = ".master";
+constexpr const char *kStepsSuffix = ".steps", *kRemainderSuffix = ".remainder";
 
 }  // namespace
 
@@ -27,14 +27,16 @@ void Optimizer::make_state(Slot& slot) const {
   const Tensor& parameter = slot.parameter;
   const TensorOptions options{.dtype = accumulation_dtype(parameter.dtype()), .device = parameter.device()};
   for (size_t i = 0; i < moments_.size(); ++i) slot.state.push_back(zeros(parameter.shape(), options));
-  if (parameter.dtype() == DType::bf16) slot.master = cast(parameter.detach(), options.dtype);
+  if (parameter.dtype() == DType::bf16) {
+    slot.remainder = zeros(parameter.shape(), {.dtype = DType::i16, .device = parameter.device()});
+  }
 }
 
 std::vector<std::pair<std::string, Tensor>> Optimizer::named_state(const Slot& slot) const {
   std::vector<std::pair<std::string, Tensor>> result;
   for (size_t i = 0; i < slot.state.size(); ++i)
     result.emplace_back(slot.name + "." + moments_[i], slot.state[i]);
-  if (slot.master.defined()) result.emplace_back(slot.name + kMasterSuffix, slot.master);
+  if (slot.remainder.defined()) result.emplace_back(slot.name + kRemainderSuffix, slot.remainder);
   return result;
 }
 
@@ -42,7 +44,7 @@ void Optimizer::step(Slot& slot) {
   const Tensor gradient = slot.parameter.grad();
   if (!gradient.defined()) return;
   if (slot.steps++ == 0) make_state(slot);
-  update(slot.parameter, gradient, slot.state, slot.master, slot.steps);
+  update(slot.parameter, gradient, slot.state, slot.remainder, slot.steps);
 }
 
 void Optimizer::step() {
@@ -80,7 +82,7 @@ void Optimizer::load_state(const std::map<std::string, Tensor>& state, int64_t s
   std::vector<Slot> slots = slots_;  // these change only where all of `state` fits
   for (Slot& slot : slots) {
     slot.state.clear();
-    slot.master = {};
+    slot.remainder = {};
     slot.steps = 0;
     const auto count = state.find(slot.name + kStepsSuffix);
     if (count == state.end()) continue;
@@ -108,9 +110,9 @@ Adam::Adam(const Module& module, AdamKind kind, const AdamOptions& options)
     : Optimizer(module, options.lr, {"m", "v"}), kind_(kind), options_(options) {}
 
 void Adam::update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state,
-                  const Tensor& master, int64_t step) {
+                  const Tensor& remainder, int64_t step) {
   options_.lr = learning_rate();
-  adam_step(kind_, options_, step, parameter, gradient, state[0], state[1], master);
+  adam_step(kind_, options_, step, parameter, gradient, state[0], state[1], remainder);
 }
 
 Sgd::Sgd(const Module& module, const SgdOptions& options)
@@ -119,9 +121,9 @@ Sgd::Sgd(const Module& module, const SgdOptions& options)
       options_(options) {}
 
 void Sgd::update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state,
-                 const Tensor& master, int64_t step) {
+                 const Tensor& remainder, int64_t step) {
   options_.lr = learning_rate();
-  sgd_step(options_, step, parameter, gradient, state.empty() ? Tensor() : state[0], master);
+  sgd_step(options_, step, parameter, gradient, state.empty() ? Tensor() : state[0], remainder);
 }
 
 double clip_gradient_norm(const Module& module, double max_norm) {

@@ -12,8 +12,7 @@ namespace elwise::nn {
 
 /// Updates a module's parameters from their gradients. State is made (counted under the optimizer tag) when a
 /// parameter first has a gradient; parameters without one are left alone. A bf16 parameter's state has a
-/// master copy in f32 too, which the steps are taken from: the parameter is that copy, rounded. What is
-/// written to such a parameter by other hands after its first step is lost at its next.
+/// remainder too, which makes it f32 for the steps (ops/optimizer_step.h).
 class Optimizer {
  public:
   virtual ~Optimizer();
@@ -36,7 +35,7 @@ class Optimizer {
   /// Steps done.
   int64_t steps() const { return steps_; }
 
-  /// The state tensors by name ("<parameter>.<moment>", "<parameter>.master" of bf16 parameters, and
+  /// The state tensors by name ("<parameter>.<moment>", "<parameter>.remainder" of bf16 parameters, and
   /// "<parameter>.steps", one i64), to be saved. All but the last share storage with the optimizer's.
   std::map<std::string, Tensor> state() const;
   /// Restores what state() gave, and the number of steps. Throws Error for a name or shape that does not
@@ -48,16 +47,16 @@ class Optimizer {
   Optimizer(const Module& module, double learning_rate, std::vector<std::string> moments);
 
   /// Updates one parameter for the `step`-th time, counted from 1; `state` has one tensor per moment,
-  /// `master` is undefined but for bf16.
+  /// `remainder` is undefined but for bf16.
   virtual void update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state,
-                      const Tensor& master, int64_t step) = 0;
+                      const Tensor& remainder, int64_t step) = 0;
 
  private:
   struct Slot {
     std::string name;
     Tensor parameter;
     std::vector<Tensor> state = {};  // empty until the first gradient
-    Tensor master = {};              // likewise, and but for bf16
+    Tensor remainder = {};           // likewise, and but for bf16
     int64_t steps = 0;  // updates so far: as in PyTorch, bias corrections count from the first gradient
     bool in_backward = false;
   };
@@ -79,7 +78,7 @@ class Adam : public Optimizer {
 
  private:
   void update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state,
-              const Tensor& master, int64_t step) override;
+              const Tensor& remainder, int64_t step) override;
   AdamKind kind_;
   AdamOptions options_;
 };
@@ -91,7 +90,7 @@ class Sgd : public Optimizer {
 
  private:
   void update(const Tensor& parameter, const Tensor& gradient, const std::vector<Tensor>& state,
-              const Tensor& master, int64_t step) override;
+              const Tensor& remainder, int64_t step) override;
   SgdOptions options_;
 };
 

@@ -47,8 +47,8 @@ Tensor where(const Tensor& condition, const Tensor& a, const Tensor& b);
 /// `value` where mask is true, x elsewhere. mask is a bool tensor that broadcasts to x's shape.
 Tensor masked_fill(const Tensor& x, const Tensor& mask, double value);
 
-/// The elements converted to another dtype (bool: x != 0); between floating dtypes the gradient is converted
-/// back.
+/// The elements converted to another dtype (bool: x != 0; integers: the lowest one for a floating number
+/// beyond their range and for NaN); between floating dtypes the gradient is converted back.
 Tensor cast(const Tensor& x, DType dtype);
 /// A copy on another device, or x itself if it is there already; differentiable between cpu and cuda. To meta
 /// only the shape remains; from meta throws Error.

@@ -1,9 +1,11 @@
 #include "ops/optimizer_step.h"
 
+#include <bit>
 #include <cmath>
 
 #include "core/dispatch.h"
 #include "ops/argument_checks.h"
+#include "ops/elementwise.h"
 #include "ops/elementwise_kernels.h"
 #include "ops/optimizer_step_kernels.h"
 
@@ -15,18 +17,20 @@ void check_gradient(const char* op, const Tensor& param, const Tensor& grad) {
   check_shape(op, "grad", grad, param.shape());
 }
 
-void check_moment(const char* op, const char* name, const Tensor& param, const Tensor& moment) {
-  const DType dtype = accumulation_dtype(param.dtype());
-  ELWISE_CHECK(moment.dtype() == dtype && moment.device() == param.device(), op, ": expected ", name, " of ",
-               dtype, " on ", param.device(), " for param of ", param.dtype(), ", got ", moment.dtype(),
-               " on ", moment.device());
-  check_shape(op, name, moment, param.shape());
+void check_state(const char* op, const char* name, DType dtype, const Tensor& param, const Tensor& state) {
+  ELWISE_CHECK(state.dtype() == dtype && state.device() == param.device(), op, ": expected ", name, " of ",
+               dtype, " on ", param.device(), " for param of ", param.dtype(), ", got ", state.dtype(),
+               " on ", state.device());
+  check_shape(op, name, state, param.shape());
 }
 
-void check_master(const char* op, const Tensor& param, const Tensor& master) {
-  if (!master.defined()) return;
-  ELWISE_CHECK(param.dtype() == DType::bf16, op, ": expected no master beside param of ", param.dtype());
-  check_moment(op, "master", param, master);
+void check_moment(const char* op, const char* name, const Tensor& param, const Tensor& moment) {
+  check_state(op, name, accumulation_dtype(param.dtype()), param, moment);
+}
+
+void check_remainder(const char* op, const Tensor& param, const Tensor& remainder) {
+  ELWISE_CHECK(param.dtype() == DType::bf16, op, ": expected no remainder beside param of ", param.dtype());
+  check_state(op, "remainder", DType::i16, param, remainder);
 }
 
 /// x *= factor, in place.
@@ -44,12 +48,12 @@ void scale(const Tensor& x, double factor) {
 }  // namespace
 
 void adam_step(AdamKind kind, const AdamOptions& options, int64_t step, const Tensor& param,
-               const Tensor& grad, const Tensor& m, const Tensor& v, const Tensor& master) {
+               const Tensor& grad, const Tensor& m, const Tensor& v, const Tensor& remainder) {
   check_floating("adam_step", "param", param);
   check_gradient("adam_step", param, grad);
   check_moment("adam_step", "m", param, m);
   check_moment("adam_step", "v", param, v);
-  check_master("adam_step", param, master);
+  if (remainder.defined()) check_remainder("adam_step", param, remainder);
   ELWISE_CHECK(step >= 1, "adam_step: expected step >= 1, got ", step);
   const auto t = static_cast<double>(step);
   const double correction1 = 1 - std::pow(options.beta1, t), correction2 = 1 - std::pow(options.beta2, t);
@@ -84,20 +88,20 @@ void adam_step(AdamKind kind, const AdamOptions& options, int64_t step, const Te
                    .step_size = step_size,
                    .v_scale = v_scale,
                    .adaptive = adaptive,
-                   .master = data_or_null(master)});
-  for (const Tensor& changed : {param, m, v, master}) {
+                   .remainder = data_or_null(remainder)});
+  for (const Tensor& changed : {param, m, v, remainder}) {
     if (changed.defined()) changed.storage()->bump_version();
   }
 }
 
 void sgd_step(const SgdOptions& options, int64_t step, const Tensor& param, const Tensor& grad,
-              const Tensor& velocity, const Tensor& master) {
+              const Tensor& velocity, const Tensor& remainder) {
   check_floating("sgd_step", "param", param);
   check_gradient("sgd_step", param, grad);
   ELWISE_CHECK(step >= 1, "sgd_step: expected step >= 1, got ", step);
   const bool moving = options.momentum != 0;
   if (moving) check_moment("sgd_step", "velocity", param, velocity);
-  check_master("sgd_step", param, master);
+  if (remainder.defined()) check_remainder("sgd_step", param, remainder);
   ELWISE_DISPATCH(param.device(), sgd_step,
                   {.dtype = param.dtype(),
                    .param = param.data(),
@@ -109,10 +113,22 @@ void sgd_step(const SgdOptions& options, int64_t step, const Tensor& param, cons
                    .nesterov = options.nesterov,
                    .first = step == 1,
                    .velocity = moving ? velocity.data() : nullptr,
-                   .master = data_or_null(master)});
+                   .remainder = data_or_null(remainder)});
   param.storage()->bump_version();
   if (moving) velocity.storage()->bump_version();
-  if (master.defined()) master.storage()->bump_version();
+  if (remainder.defined()) remainder.storage()->bump_version();
+}
+
+Tensor master_copy(const Tensor& param, const Tensor& remainder) {
+  check_remainder("master_copy", param, remainder);
+  const Tensor result = empty(param.shape(), {});
+  if (param.device() == kMeta) return to(result, kMeta);
+  const Tensor host_param = to(param.detach(), kCpu), host_remainder = to(remainder, kCpu);
+  for (int64_t i = 0; i < result.count(); ++i) {
+    result.data<float>()[i] = std::bit_cast<float>(
+        join_remainder({host_param.data<BFloat16>()[i].bits, host_remainder.data<int16_t>()[i]}));
+  }
+  return to(result, param.device());
 }
 
 namespace {

@@ -24,11 +24,12 @@ struct AdamOptions {
 };
 
 /// Updates param and its first and second moments m and v (same shape, accumulation_dtype of param's; zeros
-/// before step 1). `step` counts from 1. Where `master` is defined (f32, for param of bf16) it holds the
-/// parameter in full: it is updated, and param becomes master rounded. Throws Error for shapes or dtypes that
-/// do not fit and step < 1.
+/// before step 1). `step` counts from 1. `remainder` (i16 like param, zeros before step 1) may be defined for
+/// a param of bf16: what its numbers lack of f32 (master_copy), so that steps below the spacing of bf16 add
+/// up. What is written to param between steps stays, give or take half of that spacing. Throws Error for
+/// shapes or dtypes that do not fit and step < 1.
 void adam_step(AdamKind kind, const AdamOptions& options, int64_t step, const Tensor& param,
-               const Tensor& grad, const Tensor& m, const Tensor& v, const Tensor& master = {});
+               const Tensor& grad, const Tensor& m, const Tensor& v, const Tensor& remainder = {});
 
 struct SgdOptions {
   double lr = 1e-2;
@@ -38,10 +39,15 @@ struct SgdOptions {
 };
 
 /// Updates param, and velocity (same shape, accumulation_dtype of param's) where momentum is not 0; else it
-/// may be undefined. `step` counts from 1, `master` is as in adam_step. Throws Error for shapes or dtypes
-/// that do not fit.
+/// may be undefined. `step` counts from 1, `remainder` is as in adam_step. Throws Error for shapes or
+/// dtypes that do not fit.
 void sgd_step(const SgdOptions& options, int64_t step, const Tensor& param, const Tensor& grad,
-              const Tensor& velocity, const Tensor& master = {});
+              const Tensor& velocity, const Tensor& remainder = {});
+
+/// The f32 numbers that steps with a remainder are taken from, [shape of param] on its device: param is
+/// these, rounded to nearest. Not differentiable. Throws Error unless param is of bf16 and remainder i16 like
+/// it.
+Tensor master_copy(const Tensor& param, const Tensor& remainder);
 
 /// Scales all gradients by max_norm / norm where their joint Euclidean norm is larger than max_norm. Returns
 /// the norm before (0 on meta, where nothing can be read). Undefined gradients are skipped.

@@ -3,7 +3,9 @@
 #include <cmath>
 
 #include "ops/dropout_kernels.h"
+#include "ops/elementwise.h"
 #include "ops/elementwise_kernels.h"
+#include "ops/optimizer_step.h"
 #include "ops/optimizer_step_kernels.h"
 #include "tests/support/naive_elementwise.h"
 #include "tests/support/naive_optimizer.h"
@@ -90,7 +92,8 @@ KernelCall dropout(const Shape& shape, Operands operands) {
   });
 }
 
-/// A step of AdamW. The rate is large, so that an error in the step shows in the parameter.
+/// A step of AdamW, with a remainder in bf16, as in training. The rate is large, so that an error in the step
+/// shows in the parameter.
 KernelCall adam_step(const Shape& shape, Operands operands) {
   const naive::AdamOptions options{.lr = 0.1, .weight_decay = 0.01};
   constexpr int64_t kStep = 10;
@@ -98,6 +101,10 @@ KernelCall adam_step(const Shape& shape, Operands operands) {
   const Tensor grad = operands.uniform(shape), param = operands.updated(operands.uniform(shape)),
                m = operands.updated(operands.uniform_statistics(shape)),
                v = operands.updated(operands.uniform_statistics(shape, 0.01, 1));
+  Tensor remainder;
+  if (operands.dtype() == DType::bf16) {
+    remainder = operands.shared(zeros(shape, {.dtype = DType::i16, .device = operands.device()}));
+  }
   naive::AdamState before(elements.of(param));
   before.m = elements.of(m);
   before.v = elements.of(v);
@@ -116,11 +123,14 @@ KernelCall adam_step(const Shape& shape, Operands operands) {
                            .decoupled = true,
                            .step_size = options.lr / (1 - std::pow(options.beta1, kStep)),
                            .v_scale = 1 / std::sqrt(1 - std::pow(options.beta2, kStep)),
-                           .adaptive = true};
+                           .adaptive = true,
+                           .remainder = remainder.defined() ? remainder.data() : nullptr};
   return operands.call(ELWISE_KERNEL(adam_step), arguments, [=] {
     naive::AdamState expected = before;
     naive::adam_step(expected, elements.of(grad), options, true);
+    const Tensor stepped = remainder.defined() ? master_copy(param, remainder) : param;
     return first_of({difference("param", param.dtype(), elements.of(param), expected.param),
+                     difference("master", stepped.dtype(), elements.of(stepped), expected.param),
                      difference("m", m.dtype(), elements.of(m), expected.m),
                      difference("v", v.dtype(), elements.of(v), expected.v)});
   });

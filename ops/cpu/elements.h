@@ -21,6 +21,8 @@ void dispatch_any(DType dtype, const Function& function) {
       return function.template operator()<BFloat16>();
     case DType::i64:
       return function.template operator()<int64_t>();
+    case DType::i16:
+      return function.template operator()<int16_t>();
     case DType::boolean:
       return function.template operator()<bool>();
   }

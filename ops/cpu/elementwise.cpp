@@ -53,7 +53,8 @@ class DenseBlock {
   int64_t count_ = 0;
 };
 
-/// One element's conversion. i64 from NaN or beyond its range is its lowest value; bf16 goes through f32.
+/// One element's conversion. An integer from NaN or beyond its range is its lowest value; bf16 goes through
+/// f32.
 template <class To, class From>
 To convert(From value) {
   if constexpr (std::is_same_v<From, BFloat16>) {
@@ -62,9 +63,10 @@ To convert(From value) {
     return value != From(0);
   } else if constexpr (std::is_same_v<To, BFloat16>) {
     return BFloat16(static_cast<float>(value));
-  } else if constexpr (std::is_same_v<To, int64_t> && std::is_floating_point_v<From>) {
-    const bool fits = value >= From(-0x1p63) && value < From(0x1p63);
-    return fits ? static_cast<int64_t>(value) : std::numeric_limits<int64_t>::min();
+  } else if constexpr (std::is_integral_v<To> && std::is_floating_point_v<From>) {
+    constexpr To kLowest = std::numeric_limits<To>::min();
+    const bool fits = value >= From(kLowest) && value < -From(kLowest);
+    return fits ? static_cast<To>(value) : kLowest;
   } else {
     return static_cast<To>(value);
   }

@@ -14,33 +14,54 @@ HWY_BEFORE_NAMESPACE();
 namespace elwise::cpu::HWY_NAMESPACE {
 namespace {
 
-/// The parameters of a step as they are computed with: read from the master copy and written to both where
-/// there is one.
+/// The parameters of a step as they are computed with: of bf16, joined with their remainders where there are
+/// any. What join_remainder and split_remainder do, by vectors.
 template <class T>
 struct Parameters {
   T* param;
-  Compute<T>* master;
+  int16_t* remainder;
+
+  template <class Arguments>
+  explicit Parameters(const Arguments& args)
+      : param(static_cast<T*>(args.param)), remainder(static_cast<int16_t*>(args.remainder)) {}
 
   template <class D>
   HWY_INLINE hn::VFromD<D> load(D d, int64_t i, int64_t n) const {
-    return master != nullptr ? load_lanes(d, master + i, n) : load_lanes(d, param + i, n);
+    const auto p = load_lanes(d, param + i, n);
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      if (remainder != nullptr) {
+        const hn::RebindToSigned<D> ds;
+        const auto rest = hn::PromoteTo(ds, load_lanes(hn::Rebind<int16_t, D>(), remainder + i, n));
+        const auto word = hn::BitCast(ds, p), joined = hn::Add(word, rest);
+        const auto other_sign = hn::Lt(hn::Xor(joined, word), hn::Zero(ds));
+        return hn::BitCast(d, hn::IfThenElse(other_sign, word, joined));
+      }
+    }
+    return p;
   }
+
   template <class D>
   HWY_INLINE void store(D d, hn::VFromD<D> v, int64_t i, int64_t n) const {
-    if (master != nullptr) store_lanes(d, v, master + i, n);
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      if (remainder != nullptr) {
+        const hn::RebindToUnsigned<D> du;
+        const hn::Rebind<uint16_t, D> d16;
+        const auto is_nan = hn::RebindMask(du, hn::IsNaN(v));
+        const auto word = hn::IfThenElse(is_nan, hn::Set(du, kNanWord), hn::BitCast(du, v));
+        const auto rounded = hn::ShiftRight<16>(hn::Add(word, hn::Set(du, kHalfStep)));
+        store_lanes(d16, hn::TruncateTo(d16, rounded), reinterpret_cast<uint16_t*>(param) + i, n);
+        store_lanes(d16, hn::TruncateTo(d16, word), reinterpret_cast<uint16_t*>(remainder) + i, n);
+        return;
+      }
+    }
     store_lanes(d, v, param + i, n);
   }
 };
 
-template <class T, class Arguments>
-Parameters<T> parameters_of(const Arguments& args) {
-  return {static_cast<T*>(args.param), static_cast<Compute<T>*>(args.master)};
-}
-
 template <class T>
 void adam_range(const AdamStep& args, int64_t begin, int64_t end) {
   const hn::ScalableTag<Compute<T>> d;
-  const auto params = parameters_of<T>(args);
+  const Parameters<T> params(args);
   const T* grad = static_cast<const T*>(args.grad);
   auto* mean = static_cast<Compute<T>*>(args.m);
   auto* square = static_cast<Compute<T>*>(args.v);
@@ -68,7 +89,7 @@ void adam_range(const AdamStep& args, int64_t begin, int64_t end) {
 template <class T>
 void sgd_range(const SgdStep& args, int64_t begin, int64_t end) {
   const hn::ScalableTag<Compute<T>> d;
-  const auto params = parameters_of<T>(args);
+  const Parameters<T> params(args);
   const T* grad = static_cast<const T*>(args.grad);
   auto* velocity = args.momentum == 0 ? nullptr : static_cast<Compute<T>*>(args.velocity);
   const auto lr = hn::Set(d, static_cast<Compute<T>>(args.lr));

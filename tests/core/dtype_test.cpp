@@ -25,6 +25,7 @@ TEST_CASE("dtypes have sizes and names") {
   CHECK(describe(DType::f64) == "f64 8 floating");
   CHECK(describe(DType::bf16) == "bf16 2 floating");
   CHECK(describe(DType::i64) == "i64 8");
+  CHECK(describe(DType::i16) == "i16 2");
   CHECK(describe(DType::boolean) == "bool 1");
 }
 
@@ -33,6 +34,7 @@ TEST_CASE("C++ types have dtypes of their size") {
   CHECK(dtype_of<double> == DType::f64);
   CHECK(dtype_of<BFloat16> == DType::bf16);
   CHECK(dtype_of<int64_t> == DType::i64);
+  CHECK(dtype_of<int16_t> == DType::i16);
   CHECK(dtype_of<bool> == DType::boolean);
   CHECK(size_of(dtype_of<BFloat16>) == sizeof(BFloat16));
   CHECK(size_of(dtype_of<bool>) == sizeof(bool));

@@ -49,6 +49,7 @@ TEST_CASE("every dtype and rank reads back") {
   check_round_trip<float>({1.5F, -2, 3, 4, 5, 6}, {2, 3});
   check_round_trip<double>({0.1}, {});
   check_round_trip<int64_t>({INT64_MIN, 7, INT64_MAX}, {3});
+  check_round_trip<int16_t>({INT16_MIN, -1, INT16_MAX}, {3});
   check_round_trip<bool>({true, false, true, true}, {1, 2, 2});
   check_round_trip<float>({}, {0, 4});
   check_round_trip<double>({1}, {1, 1, 1, 1, 1, 1, 1, 1});
@@ -77,7 +78,7 @@ TEST_CASE("version 2 and every spelling of the header are read") {
 TEST_CASE("what is not supported is refused by name") {
   const std::string elements(8, '\0');
   CHECK(error_of(npy_file("{'descr': '>f4', 'fortran_order': False, 'shape': (2,), }", elements)) ==
-        "dtype '>f4' is not supported ('<f4', '<f8', '<i8' and '|b1' are)");
+        "dtype '>f4' is not supported ('<f4', '<f8', '<i8', '<i2' and '|b1' are)");
   CHECK(error_of(npy_file("{'descr': '<f4', 'fortran_order': True, 'shape': (2,), }", elements)) ==
         "a column-major array (fortran_order) is not supported");
   CHECK(error_of(npy_file("{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }", elements, 3)) ==

@@ -58,6 +58,7 @@ TEST_CASE("every dtype, scalars, empty tensors and metadata read back") {
                          {"scalar", from_vector<double>({0.1}, {})},
                          {"half", from_vector<BFloat16>({BFloat16(0.5F), BFloat16(-3)}, {2})},
                          {"steps", from_vector<int64_t>({INT64_MIN, INT64_MAX}, {1, 2})},
+                         {"words", from_vector<int16_t>({INT16_MIN, -1, INT16_MAX}, {3})},
                          {"mask", from_vector<bool>({true, false, true}, {3})},
                          {"empty", empty({0, 7})},
                          {"na\"me \u00e9\n", from_vector<float>({7}, {1})}};
@@ -77,6 +78,7 @@ TEST_CASE("every dtype, scalars, empty tensors and metadata read back") {
   CHECK(loaded.at("scalar").item() == 0.1);
   CHECK(loaded.at("half").data<BFloat16>()[1].bits == BFloat16(-3).bits);
   CHECK(loaded.at("steps").to_vector<int64_t>() == saved.at("steps").to_vector<int64_t>());
+  CHECK(loaded.at("words").to_vector<int16_t>() == saved.at("words").to_vector<int16_t>());
   CHECK(loaded.at("mask").to_vector<bool>() == saved.at("mask").to_vector<bool>());
 }
 
@@ -141,9 +143,9 @@ TEST_CASE("a bad entry is refused, and the tensor named") {
   CHECK(error_of_entry(dtype + shape + R"("colour":1,)" + offsets) ==
         "tensor 'w': the entry has fields besides dtype, shape and data_offsets");
   CHECK(error_of_entry(R"("dtype":"F16",)" + shape + offsets) ==
-        "tensor 'w': dtype \"F16\" is not supported (F32, F64, BF16, I64 and BOOL are)");
+        "tensor 'w': dtype \"F16\" is not supported (F32, F64, BF16, I64, I16 and BOOL are)");
   CHECK(error_of_entry(R"("dtype":7,)" + shape + offsets) ==
-        "tensor 'w': dtype 7 is not supported (F32, F64, BF16, I64 and BOOL are)");
+        "tensor 'w': dtype 7 is not supported (F32, F64, BF16, I64, I16 and BOOL are)");
   const auto error_of_shape = [&](const std::string& sizes) {
     return error_of_entry(dtype + "\"shape\":" + sizes + "," + offsets);
   };

@@ -13,7 +13,7 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-constexpr DType kDTypes[] = {DType::f32, DType::f64, DType::bf16, DType::i64, DType::boolean};
+constexpr DType kDTypes[] = {DType::f32, DType::f64, DType::bf16, DType::i64, DType::i16, DType::boolean};
 
 /// An op of one input, which is drawn from [low, high), `gap` or more away from 0.
 struct UnaryCase {
@@ -161,13 +161,26 @@ TEST_CASE("cast converts between all dtypes") {
                      y = cast(x, to);
         Values expected = values_of(x);
         for (double& value : expected) {
-          if (to == DType::i64) value = std::trunc(value);
+          if (to == DType::i64 || to == DType::i16) value = std::trunc(value);
           if (to == DType::boolean) value = value != 0;
         }
         CHECK(y.dtype() == to);
         CHECK_MESSAGE(values_of(y) == expected, "cast ", from, " to ", to);
       }
     }
+  }
+}
+
+TEST_CASE("cast of what an integer cannot hold gives its lowest value") {
+  const Values values{NAN, INFINITY, -INFINITY, 1e30, -1e30, 32767.5, 32768, -32768, -32769};
+  for (const DType from : {DType::f32, DType::f64}) {
+    const Tensor x = cast(to(from_vector(values, {9}), test_device()), from);
+    constexpr double kLowest = INT16_MIN;
+    CHECK(values_of(cast(x, DType::i16)) ==
+          Values{kLowest, kLowest, kLowest, kLowest, kLowest, 32767, kLowest, kLowest, kLowest});
+    constexpr double kLowest64 = INT64_MIN;
+    CHECK(values_of(cast(x, DType::i64)) ==
+          Values{kLowest64, kLowest64, kLowest64, kLowest64, kLowest64, 32767, 32768, -32768, -32769});
   }
 }
 

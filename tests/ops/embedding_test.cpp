@@ -24,7 +24,7 @@ Indices to_indices(const Values& values) {
 /// Checks the op with x in f64 and f32, and its values with x in the other dtypes.
 void check_lookup(const OpTest& test) {
   check_op_variants(test);
-  for (const DType dtype : {DType::bf16, DType::i64, DType::boolean}) {
+  for (const DType dtype : {DType::bf16, DType::i64, DType::i16, DType::boolean}) {
     OpTest converted = test;
     converted.gradients = false;
     converted.inputs[0] = cast(test.inputs[0], dtype);

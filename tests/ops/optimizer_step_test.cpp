@@ -121,36 +121,74 @@ TEST_CASE("sgd_step: momentum, Nesterov, weight decay") {
   }
 }
 
-TEST_CASE("a master copy takes the steps in f32, and its bf16 parameter is the master rounded") {
+TEST_CASE("with a remainder the steps are those of f32, and the bf16 parameter is that rounded") {
   const AdamOptions options{.lr = 1e-3, .weight_decay = 0.01};
-  const auto check = [](const Guarded& param, const Guarded& master, const Values& expected) {
-    check_close(master.values(), expected, kF32Tolerance, "master");
-    CHECK(param.values() == values_of(cast(to(master.get(), kCpu), DType::bf16)));
-    CHECK((param.is_intact() && master.is_intact()));
+  const auto check = [](const Guarded& param, const Guarded& remainder, const Values& expected) {
+    const Tensor master_tensor = master_copy(param.get(), remainder.get());
+    const Values master = values_of(master_tensor), rounded = param.values(),
+                 to_even = values_of(cast(to(master_tensor, kCpu), DType::bf16));
+    check_close(master, expected, kF32Tolerance, "master");
+    for (size_t i = 0; i < master.size(); ++i) {  // ties may differ
+      CHECK(std::abs(rounded[i] - master[i]) == std::abs(to_even[i] - master[i]));
+    }
+    CHECK((param.is_intact() && remainder.is_intact()));
   };
   for (const int64_t count : counts()) {
-    const Values initial = values_of(cast(uniform({count}), DType::f32));
+    const Values initial = values_of(cast(uniform({count}), DType::bf16)), none(initial.size());
     for (const AdamKind kind : {AdamKind::adam, AdamKind::adamw, AdamKind::radam}) {
       naive::AdamState expected(initial);
-      const Guarded param(initial, DType::bf16), master(initial, DType::f32);
+      const Guarded param(initial, DType::bf16), remainder(none, DType::i16);
       const Guarded m(expected.m, DType::f32), v(expected.v, DType::f32);
       for (int64_t step = 1; step <= 2; ++step) {
         const Tensor grad = on_device(uniform({count}), DType::bf16);
-        const int64_t version = master.get().storage()->version();
-        adam_step(kind, options, step, param.get(), grad, m.get(), v.get(), master.get());
-        CHECK(master.get().storage()->version() > version);
+        const int64_t version = remainder.get().storage()->version();
+        adam_step(kind, options, step, param.get(), grad, m.get(), v.get(), remainder.get());
+        CHECK(remainder.get().storage()->version() > version);
         naive_step(kind, expected, values_of(grad), options);
       }
-      check(param, master, expected.param);
+      check(param, remainder, expected.param);
     }
-    const Guarded param(initial, DType::bf16), master(initial, DType::f32);
+    const Guarded param(initial, DType::bf16), remainder(none, DType::i16);
     const Tensor grad = on_device(uniform({count}), DType::bf16);
-    Values expected = initial, none;
-    sgd_step({.lr = 1e-3}, 1, param.get(), grad, {}, master.get());
-    naive::sgd_step(expected, none, values_of(grad),
+    Values expected = initial, velocity;
+    sgd_step({.lr = 1e-3}, 1, param.get(), grad, {}, remainder.get());
+    naive::sgd_step(expected, velocity, values_of(grad),
                     {.lr = 1e-3, .momentum = 0, .weight_decay = 0, .nesterov = false});
-    check(param, master, expected);
+    check(param, remainder, expected);
   }
+}
+
+/// The f32 number of a bf16 parameter and its remainder after a step that adds `change` to it.
+float moved(float parameter, int16_t remainder, float change, Values* words = nullptr) {
+  const Tensor param = on_device(full({33}, parameter), DType::bf16);
+  const Tensor rest = on_device(full({33}, remainder), DType::i16);
+  sgd_step({.lr = 1}, 1, param, on_device(full({33}, -change), DType::bf16), {}, rest);
+  if (words != nullptr) *words = {values_of(param)[0], values_of(rest)[0]};
+  const Values result = values_of(master_copy(param, rest));
+  for (const double value : result) CHECK((value == result[0] || std::isnan(value)));  // vector and rest
+  return static_cast<float>(result[0]);
+}
+
+TEST_CASE("remainders: ties, signs, overflow, and parameters that others wrote to") {
+  Values words;
+  CHECK(moved(1, 0x4000, 0) == 1 + 0x1p-9F);
+  CHECK(moved(1, -0x4000, 0, &words) == 1 - 0x1p-10F);
+  CHECK(words == Values{1, -0x4000});
+  CHECK(moved(-1, 0x4000, 0) == -1 - 0x1p-9F);  // bits, so away from 0
+  CHECK(moved(1, 0, 0x1p-8F, &words) == 1 + 0x1p-8F);
+  CHECK(words == Values{1 + 0x1p-7, -0x8000});
+  CHECK(moved(-1, 0, -0x1p-8F, &words) == -1 - 0x1p-8F);
+  CHECK(words == Values{-1 - 0x1p-7, -0x8000});
+  constexpr float kMax = std::numeric_limits<float>::max(),
+                  kInfinity = std::numeric_limits<float>::infinity();
+  CHECK(moved(kInfinity, -1, 0, &words) == kMax);
+  CHECK(words == Values{kInfinity, -1});
+  CHECK(moved(kInfinity, 0, 1) == kInfinity);
+  CHECK(std::isnan(moved(NAN, 0, 1, &words)));
+  CHECK((std::isnan(words[0]) && words[1] == 0));
+  CHECK(moved(0, -0x4000, 0) == 0);
+  CHECK(moved(0, -0x4000, 0.5F) == 0.5F);
+  CHECK(moved(0, 0, 0x1p-133F) == 0x1p-133F);  // the least number of bf16
 }
 
 TEST_CASE("clip_gradient_norm scales all gradients by one factor") {
@@ -232,12 +270,13 @@ TEST_CASE("errors") {
               "adam_step: expected v of f64 on cpu for param of f64, got f32 on cpu");
   check_error(adam(x, x, x, x, 0), "adam_step: expected step >= 1, got 0");
   check_error([&] { adam_step(AdamKind::adam, {}, 1, x, x, x, x, x); },
-              "adam_step: expected no master beside param of f64");
+              "adam_step: expected no remainder beside param of f64");
   const Tensor half = cast(x, DType::bf16);
   check_error([&] { adam_step(AdamKind::adam, {}, 1, half, half, narrow, narrow, half); },
-              "adam_step: expected master of f32 on cpu for param of bf16, got bf16 on cpu");
-  check_error([&] { sgd_step({}, 1, half, half, {}, cast(other, DType::f32)); },
-              "sgd_step: expected master of shape [3], got [4]");
+              "adam_step: expected remainder of i16 on cpu for param of bf16, got bf16 on cpu");
+  check_error([&] { sgd_step({}, 1, half, half, {}, cast(other, DType::i16)); },
+              "sgd_step: expected remainder of shape [3], got [4]");
+  check_error([&] { master_copy(narrow, half); }, "master_copy: expected no remainder beside param of f32");
   const auto sgd = [](const Tensor& param, const Tensor& grad, const Tensor& velocity, int64_t step) {
     return [=] { sgd_step({.momentum = 0.9}, step, param, grad, velocity); };
   };

@@ -29,7 +29,7 @@ void check_view(const ViewCase& view) {
   };
   CHECK(view.op(test.inputs).shape() == view.output);
   check_op_variants(test);
-  for (const DType dtype : {DType::bf16, DType::i64, DType::boolean}) {
+  for (const DType dtype : {DType::bf16, DType::i64, DType::i16, DType::boolean}) {
     OpTest converted = test;
     converted.gradients = false;
     for (Tensor& input : converted.inputs) input = cast(input, dtype);

@@ -18,3 +18,11 @@ inline __nv_bfloat16 __float2bfloat16(float x) {
 inline float __bfloat162float(__nv_bfloat16 x) {
   return x;
 }
+inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 x) {
+  return x.value.bits;
+}
+inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short bits) {
+  __nv_bfloat16 x;
+  x.value.bits = bits;
+  return x;
+}
