@@ -42,6 +42,43 @@ HWY_INLINE Vec<T> constant(double value) {
   return hn::Set(Tag<T>(), static_cast<T>(value));
 }
 
+/// What the walk of one vector down a block of rows asks the memory for, a vector each row: its share of the
+/// rows that the tile comes to next. The walks of the tile's vectors together ask for these row by row, since
+/// the memory is faster in the order of its addresses than down a column.
+template <class T>
+struct VectorsAhead {
+  int64_t start = 0;   // elements from the walk's first to the first of those rows
+  int64_t stride = 0;  // elements from row to row
+  int64_t width = 1;   // vectors of a row
+  int64_t first = 0;   // the number of the share's first vector
+
+  class Cursor {
+   public:
+    HWY_INLINE Cursor(const VectorsAhead& ahead, int64_t vector)
+        : at_(ahead.start + vector / ahead.width * ahead.stride + vector % ahead.width * kLanes<T>),
+          left_(ahead.width - vector % ahead.width),
+          width_(ahead.width),
+          skip_(ahead.stride - ahead.width * kLanes<T>) {}
+
+    /// Elements from the walk's first to the next vector.
+    HWY_INLINE int64_t next() {
+      const int64_t at = at_;
+      at_ += kLanes<T>;
+      if (--left_ == 0) {
+        left_ = width_;
+        at_ += skip_;
+      }
+      return at;
+    }
+
+   private:
+    int64_t at_, left_, width_, skip_;
+  };
+
+  /// For a walk that begins at this row of the block.
+  HWY_INLINE Cursor from(int64_t row) const { return Cursor(*this, first + row); }
+};
+
 /// The sums carry exp(reference^2). Infinite where no key was seen.
 template <class T>
 HWY_INLINE Vec<T> reference_of(Vec<T> kappa) {

@@ -182,10 +182,12 @@ class Backward {
            layout_.set_offset(batch, ea_series_chunks(args_.length), piece, moment_rows_, vector);
   }
   HWY_ATTR void load_sums(int64_t batch, int64_t piece, int64_t vector, T* state) const {
-    pad_rows(sums_of(batch, piece, vector), args_.channels, sum_rows_, layout_.lanes(vector), 0, state);
+    pad_rows(sums_of(batch, piece, vector), args_.channels, sum_rows_, layout_.lanes(vector),
+             VectorsAhead<T>(), state);
   }
   HWY_ATTR void store_sums(const T* state, int64_t batch, int64_t piece, int64_t vector) const {
-    unpad_rows(state, sum_rows_, layout_.lanes(vector), sums_of(batch, piece, vector), args_.channels);
+    unpad_rows(state, sum_rows_, layout_.lanes(vector), sums_of(batch, piece, vector), args_.channels,
+               VectorsAhead<T>());
   }
 
   /// The sums of one of the tile's vectors.
@@ -322,7 +324,7 @@ class Backward {
                                   layout_.visible(tile.batch, begin),
                                   rows,
                                   stride,
-                                  ahead,
+                                  tile.ahead<T>(vector, rows, ahead, stride),
                                   stream_};
       T* state = state_of(states, tile, vector);
       if constexpr (std::is_same_v<S, T>) {
@@ -341,7 +343,9 @@ class Backward {
     const auto pad = [&](const S* from, T* to) {
       pad_rows(from, block.stride, block.rows, lanes, block.ahead, to);
     };
-    const auto unpad = [&](const T* from, S* to) { unpad_rows(from, block.rows, lanes, to, block.stride); };
+    const auto unpad = [&](const T* from, S* to) {
+      unpad_rows(from, block.rows, lanes, to, block.stride, block.ahead);
+    };
     const bool is_queries = walk == walks_.queries, is_keys = walk == walks_.keys;
     if (!is_keys) pad(block.q, padded[0]), pad(block.dy, padded[3]);
     if (!is_queries) pad(block.k, padded[1]), pad(block.v, padded[2]);
@@ -350,7 +354,7 @@ class Backward {
           block.visible,
           block.rows,
           kLanes<T>,
-          0,
+          {},
           false},
          state);
     if (!is_keys) unpad(padded[4], block.dq);

@@ -28,15 +28,8 @@ struct ForwardRows {
   const bool* visible;
   int64_t rows;
   int64_t stride;
-  int64_t ahead;  // elements from here to what comes next, for prefetching
+  VectorsAhead<T> ahead;
   bool stream;
-
-  HWY_INLINE void prefetch_ahead(int64_t row) const {
-    const int64_t at = row * stride + ahead;
-    prefetch_far(q + at);
-    prefetch_far(k + at);
-    prefetch_far(v + at);
-  }
 };
 
 /// Rows [begin, end).
@@ -44,11 +37,12 @@ template <bool kAddKeys, bool kAnswerQueries, class T, int kOrder>
 HWY_INLINE void walk_rows(const ForwardRows<T> rows, int64_t begin, int64_t end,
                           Moments<T, kOrder>& moments) {
   const Tag<T> d;
+  auto ahead = rows.ahead.from(begin);
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t at = row * rows.stride;
+    const int64_t at = row * rows.stride, next = ahead.next();
     if constexpr (kAddKeys) {
-      prefetch_far(rows.k + at + rows.ahead);
-      prefetch_far(rows.v + at + rows.ahead);
+      prefetch_far(rows.k + next);
+      prefetch_far(rows.v + next);
       if (rows.visible[row]) {
         const Vec<T> k = hn::LoadU(d, rows.k + at), v = hn::LoadU(d, rows.v + at), magnitude = hn::Abs(k);
         Vec<T> factor;
@@ -57,7 +51,8 @@ HWY_INLINE void walk_rows(const ForwardRows<T> rows, int64_t begin, int64_t end,
       }
     }
     if constexpr (kAnswerQueries) {
-      prefetch_far(rows.q + at + rows.ahead);
+      prefetch_far(rows.q + next);
+      if (!rows.stream) prefetch_far_to_write(rows.y + next);
       store_lanes(d, answer(moments, hn::LoadU(d, rows.q + at)), rows.y + at, kLanes<T>, rows.stream);
     }
   }
@@ -94,14 +89,18 @@ class ForwardRowsOfOrder {
     const Tag<T> d;
     const Vec<T> any_key = constant<T>(std::numeric_limits<T>::infinity());
     alignas(64) T weights[kSteadyRows * kLanes<T>];
+    auto ahead = rows.ahead.from(row);
     Moments<T, kOrder> moments;
     moments.load(state, kLanes<T>, kLanes<T>);
     while (row < rows.rows) {
       const int64_t begin = row, end = std::min(begin + kSteadyRows, rows.rows);
       if (!weigh_steady_rows(rows, begin, end, moments, any_key, weights)) break;
       for (; row < end; ++row) {
-        const int64_t at = row * rows.stride;
-        rows.prefetch_ahead(row);
+        const int64_t at = row * rows.stride, next = ahead.next();
+        prefetch_far(rows.q + next);
+        prefetch_far(rows.k + next);
+        prefetch_far(rows.v + next);
+        if (!rows.stream) prefetch_far_to_write(rows.y + next);
         moments.add(hn::Load(d, weights + (row - begin) * kLanes<T>), hn::LoadU(d, rows.k + at),
                     hn::LoadU(d, rows.v + at));
         const Vec<T> y = moments.answer(Steps<T, kOrder>(hn::LoadU(d, rows.q + at)));
@@ -199,7 +198,7 @@ class Forward {
     }
     for (int64_t row = tile.begin; row < tile.end; row += kBlock) {
       for (int64_t vector = tile.first; vector < tile.last; ++vector) {
-        walk_block(walks_.add_keys, tile.batch, row, row + kBlock, vector, state_of(states, tile, vector));
+        walk_block(walks_.add_keys, tile, row, row + kBlock, vector, state_of(states, tile, vector));
       }
     }
     for (int64_t vector = tile.first; vector < tile.last; ++vector) {
@@ -244,7 +243,7 @@ class Forward {
       for (int64_t vector = tile.first; vector < tile.last; ++vector) {
         T* of_vector = state_of(states, tile, vector);
         if (has_carry) store(of_vector, vector, carry_of(tile.batch, row / kEaSeriesChunk, vector));
-        walk_block(walks_.causal, tile.batch, std::max(row, first_row), row + kBlock, vector, of_vector);
+        walk_block(walks_.causal, tile, std::max(row, first_row), row + kBlock, vector, of_vector);
       }
     }
     if (tile.end < args_.length) return;
@@ -261,8 +260,7 @@ class Forward {
     }
     for (int64_t row = tile.begin; row < tile.end; row += kBlock) {
       for (int64_t vector = tile.first; vector < tile.last; ++vector) {
-        walk_block(walks_.answer_queries, tile.batch, row, row + kBlock, vector,
-                   state_of(states, tile, vector));
+        walk_block(walks_.answer_queries, tile, row, row + kBlock, vector, state_of(states, tile, vector));
       }
     }
   }
@@ -275,13 +273,14 @@ class Forward {
   }
 
   /// Rows [begin, end) of one vector, as far as they exist.
-  HWY_NOINLINE void walk_block(Walk walk, int64_t batch, int64_t begin, int64_t end, int64_t vector,
+  HWY_NOINLINE void walk_block(Walk walk, const Tile& tile, int64_t begin, int64_t end, int64_t vector,
                                T* state) const {
     const int64_t rows = std::min(end, args_.length) - begin, lanes = layout_.lanes(vector);
     if (rows <= 0) return;
-    const int64_t offset = layout_.offset(batch, begin, vector), stride = args_.channels;
-    const bool* visible = layout_.visible(batch, begin);
-    const int64_t ahead = begin + rows + kBlock <= args_.length ? kBlock * stride : 0;
+    const int64_t offset = layout_.offset(tile.batch, begin, vector), stride = args_.channels;
+    const bool* visible = layout_.visible(tile.batch, begin);
+    const int64_t step = begin + rows + kBlock <= args_.length ? kBlock : 0;
+    const VectorsAhead<T> ahead = tile.ahead<T>(vector, rows, step * stride, stride);
     if constexpr (std::is_same_v<S, T>) {
       if (lanes == kLanes<T>) {
         return walk(
@@ -295,8 +294,8 @@ class Forward {
     if (answer_queries) pad_rows(q_ + offset, stride, rows, lanes, ahead, padded[0]);
     if (add_keys) pad_rows(k_ + offset, stride, rows, lanes, ahead, padded[1]);
     if (add_keys) pad_rows(v_ + offset, stride, rows, lanes, ahead, padded[2]);
-    walk({padded[0], padded[1], padded[2], padded[3], visible, rows, kLanes<T>, 0, false}, state);
-    if (answer_queries) unpad_rows(padded[3], rows, lanes, y_ + offset, stride);
+    walk({padded[0], padded[1], padded[2], padded[3], visible, rows, kLanes<T>, {}, false}, state);
+    if (answer_queries) unpad_rows(padded[3], rows, lanes, y_ + offset, stride, ahead);
   }
 
   const EaSeriesForward& args_;

@@ -42,12 +42,12 @@ struct BackwardRows : BackwardTensors<T> {
   const bool* visible;
   int64_t rows;
   int64_t stride;
-  int64_t ahead;  // elements from here to what comes next, for prefetching
+  VectorsAhead<Compute<T>> ahead;
   bool stream;
 
-  HWY_INLINE void prefetch_ahead(int64_t row) const {
-    const int64_t at = row * stride + ahead;
-    for (const T* tensor : {this->q, this->k, this->v, this->dy}) prefetch_far(tensor + at);
+  /// Asks for the line that is written `next` elements from the walk's first.
+  HWY_INLINE void prefetch_to_write(const T* tensor, int64_t next) const {
+    if (!stream) prefetch_far_to_write(tensor + next);
   }
 };
 
@@ -96,10 +96,12 @@ template <bool kAddKeys, class T, int kOrder>
 HWY_INLINE void walk_queries(const BackwardRows<T> rows, int64_t begin, int64_t end,
                              Moments<T, kOrder>& moments, Scratch<T>& scratch) {
   const Tag<T> d;
+  auto ahead = rows.ahead.from(begin);
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t at = row * rows.stride, next = at + rows.ahead, kept = row * kLanes<T>;
+    const int64_t at = row * rows.stride, next = ahead.next(), kept = row * kLanes<T>;
     prefetch_far(rows.q + next);
     prefetch_far(rows.dy + next);
+    rows.prefetch_to_write(rows.dq, next);
     if constexpr (kAddKeys) {
       prefetch_far(rows.k + next);
       prefetch_far(rows.v + next);
@@ -138,12 +140,14 @@ HWY_INLINE int64_t walk_steady_queries(const BackwardRows<T> rows, int64_t row, 
                                        Scratch<T>& scratch) {
   const Tag<T> d;
   const Vec<T> key_limit = constant<T>(kDirectKey);
+  auto ahead = rows.ahead.from(row);
   while (row < rows.rows) {
     const int64_t end = std::min(row + kSteadyRows, rows.rows);
     if (!weigh_steady_rows(rows, row, end, moments, key_limit, scratch.weight + row * kLanes<T>)) break;
     for (; row < end; ++row) {
-      const int64_t at = row * rows.stride, kept = row * kLanes<T>;
-      rows.prefetch_ahead(row);
+      const int64_t at = row * rows.stride, next = ahead.next(), kept = row * kLanes<T>;
+      for (const T* tensor : {rows.q, rows.k, rows.v, rows.dy}) prefetch_far(tensor + next);
+      rows.prefetch_to_write(rows.dq, next);
       moments.add(hn::Load(d, scratch.weight + kept), hn::LoadU(d, rows.k + at), hn::LoadU(d, rows.v + at));
       const QueryGradient<T> gradient =
           query_gradient(moments, Steps<T, kOrder>(hn::LoadU(d, rows.q + at)), hn::LoadU(d, rows.dy + at));
@@ -313,8 +317,13 @@ template <Back kBack, class T, int kOrder>
 HWY_INLINE void walk_back(const BackwardRows<T> rows, int64_t begin, int64_t end, const Scratch<T>& scratch,
                           GradientSums<T, kOrder>& sums) {
   const Tag<T> d;
+  auto ahead = rows.ahead.from(rows.rows - end);
   for (int64_t row = end - 1; row >= begin; --row) {
-    const int64_t at = row * rows.stride, kept = row * kLanes<T>;
+    const int64_t at = row * rows.stride, next = ahead.next(), kept = row * kLanes<T>;
+    if constexpr (kBack == Back::kKeys) {
+      rows.prefetch_to_write(rows.dk, next);
+      rows.prefetch_to_write(rows.dv, next);
+    }
     sums.add_query(hn::LoadU(d, rows.q + at), hn::Load(d, scratch.a + kept), hn::Load(d, scratch.y + kept),
                    scratch.direct[row]);
     if constexpr (kBack == Back::kKeys) {
@@ -335,8 +344,11 @@ template <class T, int kOrder>
 HWY_INLINE void walk_steady_back(const BackwardRows<T> rows, int64_t begin, int64_t end,
                                  const Scratch<T>& scratch, GradientSums<T, kOrder>& sums) {
   const Tag<T> d;
+  auto ahead = rows.ahead.from(rows.rows - end);
   for (int64_t row = end - 1; row >= begin; --row) {
-    const int64_t at = row * rows.stride, kept = row * kLanes<T>;
+    const int64_t at = row * rows.stride, next = ahead.next(), kept = row * kLanes<T>;
+    rows.prefetch_to_write(rows.dk, next);
+    rows.prefetch_to_write(rows.dv, next);
     sums.add_query(hn::LoadU(d, rows.q + at), hn::Load(d, scratch.a + kept), hn::Load(d, scratch.y + kept),
                    /*direct=*/true);
     const Vec<T> k = hn::LoadU(d, rows.k + at), v = hn::LoadU(d, rows.v + at);
@@ -350,10 +362,13 @@ HWY_INLINE void walk_steady_back(const BackwardRows<T> rows, int64_t begin, int6
 template <class T, int kOrder>
 HWY_INLINE void walk_keys(const BackwardRows<T> rows, const GradientSums<T, kOrder>& sums, Vec<T> reference) {
   const Tag<T> d;
+  auto ahead = rows.ahead.from(0);
   for (int64_t row = 0; row < rows.rows; ++row) {
-    const int64_t at = row * rows.stride;
-    prefetch_far(rows.k + at + rows.ahead);
-    prefetch_far(rows.v + at + rows.ahead);
+    const int64_t at = row * rows.stride, next = ahead.next();
+    prefetch_far(rows.k + next);
+    prefetch_far(rows.v + next);
+    rows.prefetch_to_write(rows.dk, next);
+    rows.prefetch_to_write(rows.dv, next);
     if (rows.visible[row]) {
       const Vec<T> weight = scale_ratio<T>(reference, hn::Abs(hn::LoadU(d, rows.k + at)));
       write_key_gradient(rows, at, sums, weight);

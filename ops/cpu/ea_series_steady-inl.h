@@ -30,8 +30,9 @@ template <class T, int kOrder, class Rows>
 HWY_INLINE bool weigh_steady_rows(const Rows& rows, int64_t begin, int64_t end, Moments<T, kOrder>& moments,
                                   Vec<T> key_limit, T* weights) {
   const Tag<T> d;
-  if (!std::all_of(rows.visible + begin, rows.visible + end, [](bool visible) { return visible; }))
-    return false;
+  bool all_visible = true;  // not by a function: the moments would have to leave their registers for it
+  for (int64_t row = begin; row < end; ++row) all_visible &= rows.visible[row];
+  if (!all_visible) return false;
   Vec<T> kappa = moments.kappa, largest_key = hn::Zero(d), largest_query = hn::Zero(d);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t at = row * rows.stride;

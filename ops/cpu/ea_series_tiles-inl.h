@@ -47,6 +47,14 @@ struct Tile {
   int64_t end;
   int64_t first;
   int64_t last;
+
+  /// What the walk of `vector` down a block of so many rows asks for; the block that comes next is `step`
+  /// elements from this one.
+  template <class T>
+  VectorsAhead<T> ahead(int64_t vector, int64_t rows, int64_t step, int64_t stride) const {
+    const int64_t before = vector - first;
+    return {step - before * kLanes<T>, stride, last - first, before * rows};
+  }
 };
 
 /// The layout of a tensor [batch, length, channels] and its keys' mask; T is what is computed with.
@@ -126,22 +134,25 @@ void for_each_vector_of_pieces(const Layout<T>& layout, const Body& body) {
   });
 }
 
-/// Copies rows to whole vectors of what is computed with, zeros behind a partial one; `ahead` elements from
-/// here is what comes next.
+/// Copies rows to whole vectors of what is computed with, zeros behind a partial one.
 template <class S>
-HWY_NOINLINE void pad_rows(const S* from, int64_t stride, int64_t rows, int64_t lanes, int64_t ahead,
-                           Compute<S>* to) {
+HWY_NOINLINE void pad_rows(const S* from, int64_t stride, int64_t rows, int64_t lanes,
+                           const VectorsAhead<Compute<S>>& ahead, Compute<S>* to) {
   const Tag<Compute<S>> d;
+  auto cursor = ahead.from(0);
   for (int64_t row = 0; row < rows; ++row) {
-    prefetch_far(from + row * stride + ahead);
+    prefetch_far(from + cursor.next());
     hn::Store(load_lanes(d, from + row * stride, lanes), d, to + row * kLanes<Compute<S>>);
   }
 }
 
 template <class S>
-HWY_NOINLINE void unpad_rows(const Compute<S>* from, int64_t rows, int64_t lanes, S* to, int64_t stride) {
+HWY_NOINLINE void unpad_rows(const Compute<S>* from, int64_t rows, int64_t lanes, S* to, int64_t stride,
+                             const VectorsAhead<Compute<S>>& ahead) {
   const Tag<Compute<S>> d;
+  auto cursor = ahead.from(0);
   for (int64_t row = 0; row < rows; ++row) {
+    prefetch_far_to_write(to + cursor.next());
     store_lanes(d, hn::Load(d, from + row * kLanes<Compute<S>>), to + row * stride, lanes);
   }
 }
@@ -179,7 +190,7 @@ HWY_INLINE Vec<T> kappa_of(const T* moments, int64_t rows) {
 /// From a carry [rows, channels], whose moments have the factor exp(kappa^2), be kappa large or small.
 template <class T>
 HWY_NOINLINE void load_carry(const T* from, int64_t channels, int64_t rows, int64_t lanes, T* moments) {
-  pad_rows(from, channels, rows, lanes, 0, moments);
+  pad_rows(from, channels, rows, lanes, VectorsAhead<T>(), moments);
   const Vec<T> kappa = kappa_of(moments, rows),
                factor = ExpNonPositive(Tag<T>(), hn::Neg(hn::Mul(kappa, kappa)));
   scale_rows<T>(hn::IfThenElse(hn::Eq(kappa, reference_of<T>(kappa)), constant<T>(1), factor), rows - 1,
@@ -193,7 +204,7 @@ HWY_NOINLINE void store_carry(const T* moments, int64_t channels, int64_t rows, 
   const Vec<T> kappa = kappa_of(moments, rows), factor = Exp(Tag<T>(), hn::Mul(kappa, kappa));
   scale_rows<T>(hn::IfThenElse(hn::Eq(kappa, reference_of<T>(kappa)), constant<T>(1), factor), rows - 1,
                 scaled);
-  unpad_rows(scaled, rows, lanes, to, channels);
+  unpad_rows(scaled, rows, lanes, to, channels, VectorsAhead<T>());
 }
 
 /// Adds the moments of other keys, which are scaled to that end.
