@@ -29,7 +29,8 @@ void check_moment(const char* op, const char* name, const Tensor& param, const T
 }
 
 void check_remainder(const char* op, const Tensor& param, const Tensor& remainder) {
-  ELWISE_CHECK(param.dtype() == DType::bf16, op, ": expected no remainder beside param of ", param.dtype());
+  ELWISE_CHECK(param.dtype() == DType::bf16, op, ": expected param of bf16 beside a remainder, got ",
+               param.dtype());
   check_state(op, "remainder", DType::i16, param, remainder);
 }
 

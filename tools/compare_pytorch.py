@@ -112,7 +112,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     add("--tf32", action="store_true", help="on a GPU: let matrix products round their operands to TF32")
     add("--dtype", type=dtypes, default=["f32"],
-        help="f32, f64 or bf16 (ours beside f32 masters), comma-separated (default: f32)")
+        help="f32, f64 or bf16 (ours stepped in f32), comma-separated (default: f32)")
     add("--pairs", type=positive, default=3, help="measurements of each side (default: 3)")
     add("--steps", type=positive, default=5, help="measured steps of each (default: 5)")
     add("--warmup", type=positive, default=2, help="steps before them, the first of which compiles (default: 2)")

@@ -38,7 +38,7 @@ void finish_decoder(const DecoderOptions& options, models::BertConfig& model) {
 }
 
 void add_dtype(CLI::App& app, std::string& dtype) {
-  app.add_option("--dtype", dtype, "f32, f64, or bf16 beside f32 master weights")
+  app.add_option("--dtype", dtype, "f32, f64, or bf16 with optimizer steps in f32")
       ->check(CLI::IsMember({"f32", "f64", "bf16"}))
       ->capture_default_str();
 }

@@ -270,13 +270,14 @@ TEST_CASE("errors") {
               "adam_step: expected v of f64 on cpu for param of f64, got f32 on cpu");
   check_error(adam(x, x, x, x, 0), "adam_step: expected step >= 1, got 0");
   check_error([&] { adam_step(AdamKind::adam, {}, 1, x, x, x, x, x); },
-              "adam_step: expected no remainder beside param of f64");
+              "adam_step: expected param of bf16 beside a remainder, got f64");
   const Tensor half = cast(x, DType::bf16);
   check_error([&] { adam_step(AdamKind::adam, {}, 1, half, half, narrow, narrow, half); },
               "adam_step: expected remainder of i16 on cpu for param of bf16, got bf16 on cpu");
   check_error([&] { sgd_step({}, 1, half, half, {}, cast(other, DType::i16)); },
               "sgd_step: expected remainder of shape [3], got [4]");
-  check_error([&] { master_copy(narrow, half); }, "master_copy: expected no remainder beside param of f32");
+  check_error([&] { master_copy(narrow, half); },
+              "master_copy: expected param of bf16 beside a remainder, got f32");
   const auto sgd = [](const Tensor& param, const Tensor& grad, const Tensor& velocity, int64_t step) {
     return [=] { sgd_step({.momentum = 0.9}, step, param, grad, velocity); };
   };
