@@ -18,6 +18,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <numbers>
 #include <type_traits>
 
 #include "core/parallel.h"
@@ -178,15 +179,20 @@ void find_references(const Place<S, Arguments>& place, int64_t begin, int64_t en
 /// A query and its reference.
 template <class T>
 struct Query {
-  Vec<T> q, reference, offset;
+  Vec<T> q, reference;
 
   HWY_INLINE Query(Vec<T> query, Vec<T> its_reference)
-      : q(query), reference(its_reference), offset(hn::Sub(query, its_reference)) {}
+      : q(query), reference(its_reference), offset_(hn::Mul(hn::Sub(query, its_reference), log2_e())) {}
 
   /// w = exp((q - r)^2 - (q - k)^2), from `distance` = q - k and `displacement` = k - r.
   HWY_INLINE Vec<T> weight(Vec<T> distance, Vec<T> displacement) const {
-    return ExpNonPositive(Tag<T>(), hn::Mul(displacement, hn::Add(offset, distance)));
+    return Exp2NonPositive(Tag<T>(), hn::Mul(displacement, hn::MulAdd(distance, log2_e(), offset_)));
   }
+
+ private:
+  static HWY_INLINE Vec<T> log2_e() { return hn::Set(Tag<T>(), std::numbers::log2e_v<T>); }
+
+  Vec<T> offset_;  // (q - r) log2(e)
 };
 
 constexpr int64_t tiles_of(int64_t size, int64_t tile) {

@@ -88,7 +88,7 @@ HWY_INLINE Vec<T> reference_of(Vec<T> kappa) {
 /// exp(to^2 - from^2) for 0 <= to <= from: 0 where only `from` is infinite.
 template <class T>
 HWY_INLINE Vec<T> scale_ratio(Vec<T> to, Vec<T> from) {
-  return ExpNonPositive(Tag<T>(), hn::Mul(hn::Sub(to, from), hn::Add(to, from)));
+  return ExpOfSquares(Tag<T>(), to, from);
 }
 
 /// The same, for rare cases: inlined twice, its constants would take the common case's registers.

@@ -30,10 +30,7 @@ struct SquaredDistance {
   Vec<T> q;
 
   HWY_INLINE Vec<T> distance(Vec<T> k, int64_t) const { return hn::Abs(hn::Sub(q, k)); }
-  /// exp(near^2 - far^2): of differences, which keep their digits.
-  static HWY_INLINE Vec<T> ratio(Vec<T> near, Vec<T> far) {
-    return ExpNonPositive(Tag<T>(), hn::Mul(hn::Sub(near, far), hn::Add(near, far)));
-  }
+  static HWY_INLINE Vec<T> ratio(Vec<T> near, Vec<T> far) { return ExpOfSquares(Tag<T>(), near, far); }
 };
 
 /// AFT: a key weighs exp(-d), d = -(k + bias of its row).
@@ -46,9 +43,7 @@ struct NegativeBiasedKey {
   HWY_INLINE Vec<T> distance(Vec<T> k, int64_t row) const {
     return hn::Neg(hn::Add(k, hn::Set(Tag<T>(), static_cast<T>(bias[row]))));
   }
-  static HWY_INLINE Vec<T> ratio(Vec<T> near, Vec<T> far) {
-    return ExpNonPositive(Tag<T>(), hn::Sub(near, far));
-  }
+  static HWY_INLINE Vec<T> ratio(Vec<T> near, Vec<T> far) { return ExpOfDifference(Tag<T>(), near, far); }
 };
 
 /// Sums of weights, and of weights times values, relative to the weight at distance `nearest`. (No default

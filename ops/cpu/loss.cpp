@@ -46,7 +46,7 @@ void cross_entropy_forward_rows(const CrossEntropyForward& args) {
       const auto shift = hn::Set(d, largest);
       const double sum = sum_terms(d, 0, args.classes, [&](int64_t i, int64_t n) HWY_ATTR {
         prefetch_far(x + args.classes + i);
-        return ExpNonPositive(d, hn::Sub(load_lanes(d, x + i, n), shift));
+        return ExpOfDifference(d, load_lanes(d, x + i, n), shift);
       });
       const double logarithm = std::log(sum);
       const auto at_target = static_cast<Compute<T>>(x[args.target[r]]);
@@ -81,7 +81,7 @@ void cross_entropy_backward_rows(const CrossEntropyBackward& args) {
       const auto shift = hn::Set(d, logsumexp);
       const auto scale_lanes = hn::Set(d, static_cast<Compute<T>>(scale));
       const auto gradient = [&](int64_t i, int64_t n, bool past_caches) HWY_ATTR {
-        const auto e = ExpNonPositive(d, hn::Sub(load_lanes(d, x + i, n), shift));
+        const auto e = ExpOfDifference(d, load_lanes(d, x + i, n), shift);
         store_lanes(d, hn::Mul(e, scale_lanes), dx + i, n, past_caches);
       };
       // Rows begin anywhere in a cache line: what shares one with another row is stored as usual.

@@ -62,7 +62,7 @@ void softmax_row(const T* x, T* y, int64_t count, int64_t cols, const bool* visi
   const auto largest = hn::Set(d, max_terms(d, count, load_logits));
   const double sum = sum_terms(d, 0, count, [&](int64_t i, int64_t n) HWY_ATTR {
     prefetch_far(x + cols + i);
-    const auto v = ExpNonPositive(d, hn::Sub(load_logits(i, n), largest));
+    const auto v = ExpOfDifference(d, load_logits(i, n), largest);
     store_lanes(d, v, e + i, n);
     return v;
   });

@@ -64,7 +64,7 @@ class Head {
     const Vec<T> shift = hn::Set(d, largest);
     Vec<T> sum = hn::Zero(d);
     for (int64_t i = 0; i < kBlock; i += lanes) {
-      const Vec<T> w = ExpNonPositive(d, hn::Sub(hn::Load(d, weights + i), shift));
+      const Vec<T> w = ExpOfDifference(d, hn::Load(d, weights + i), shift);
       hn::Store(w, d, weights + i);
       sum = hn::Add(sum, w);
     }

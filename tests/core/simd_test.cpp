@@ -121,6 +121,16 @@ void check_math() {
       "exp2_non_positive", {std::numeric_limits<T>::min_exponent - 1, 0}, 1.5,
       [](auto d, auto x) HWY_ATTR { return Exp2NonPositive(d, x); },
       [](long double x) { return std::exp2(x); });
+  for (const double most : {1.0, 4.0, 16.0}) {
+    check_function<T>(
+        "exp_of_difference", {-most, 0}, 1.5 + most,
+        [](auto d, auto x) HWY_ATTR { return ExpOfDifference(d, x, hn::Zero(d)); },
+        [](long double x) { return std::exp(x); });
+    check_function<T>(
+        "exp_of_squares", {0, std::sqrt(most)}, 1.5 + 2 * most,
+        [](auto d, auto x) HWY_ATTR { return ExpOfSquares(d, hn::Zero(d), x); },
+        [](long double x) { return std::exp(-x * x); });
+  }
   check_function<T>(
       "exp_minus_one_non_positive", {-infinity, 0}, 2,
       [](auto d, auto x) HWY_ATTR { return ExpMinusOneNonPositive(d, x); },
