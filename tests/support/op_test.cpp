@@ -14,8 +14,13 @@
 namespace elwise::testing {
 namespace {
 
+/// Starts anew in each test case, which so draws the same numbers whatever ran before it.
 Generator& test_generator() {
-  static Generator generator(20250109);
+  static Generator generator;
+  static const doctest::TestCaseData* drawing = nullptr;
+  const doctest::TestCaseData* test = doctest::getContextOptions()->currentTest;
+  if (test != drawing) generator = Generator(20250109);
+  drawing = test;
   return generator;
 }
 
